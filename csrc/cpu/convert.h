@@ -1,0 +1,53 @@
+// Rows of float32, bfloat16 or float16 to and from float. Part of a kernel body (foreach_level.h).
+
+inline void to_float(const float* src, int64_t count, float* dst) {
+  __builtin_memcpy(dst, src, count * sizeof(float));
+}
+
+inline void to_float(const BFloat16* src, int64_t count, float* dst) {
+  // bfloat16 is the upper half of a float.
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(src[i].x) << 16;
+    __builtin_memcpy(dst + i, &bits, sizeof bits);
+  }
+}
+
+inline void to_float(const Half* src, int64_t count, float* dst) {
+  int64_t i = 0;
+#if PVT_LEVEL >= PVT_LEVEL_AVX2
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(dst + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
+  }
+#endif
+  for (; i < count; ++i) {
+    dst[i] = src[i];
+  }
+}
+
+inline void from_float(const float* src, int64_t count, float* dst) {
+  __builtin_memcpy(dst, src, count * sizeof(float));
+}
+
+inline void from_float(const float* src, int64_t count, BFloat16* dst) {
+  // Round to nearest, ties to even; a NaN stays a NaN.
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, src + i, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+    dst[i].x = static_cast<uint16_t>(src[i] == src[i] ? rounded : 0x7fc0u);
+  }
+}
+
+inline void from_float(const float* src, int64_t count, Half* dst) {
+  int64_t i = 0;
+#if PVT_LEVEL >= PVT_LEVEL_AVX2
+  for (; i + 8 <= count; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
+  for (; i < count; ++i) {
+    dst[i] = src[i];
+  }
+}

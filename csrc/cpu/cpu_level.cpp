@@ -1,0 +1,67 @@
+#include "cpu/cpu_level.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace pvt {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+
+CpuLevel detect() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    return CpuLevel::kBaseline;
+  }
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return CpuLevel::kAvx2;
+  }
+  return __builtin_cpu_supports("avx512bf16") ? CpuLevel::kAvx512Bf16 : CpuLevel::kAvx512;
+#else
+  return CpuLevel::kBaseline;
+#endif
+}
+
+CpuLevel choose() {
+  const CpuLevel best = detect();
+  const char* wanted = std::getenv("PVT_CPU_LEVEL");
+  if (wanted == nullptr || *wanted == '\0') {
+    return best;
+  }
+  for (CpuLevel level : compiled_cpu_levels()) {
+    if (wanted == std::string(name(level))) {
+      return level < best ? level : best;
+    }
+  }
+  std::string known;
+  for (CpuLevel level : compiled_cpu_levels()) {
+    known += (known.empty() ? "" : ", ") + std::string(name(level));
+  }
+  throw std::runtime_error("PVT_CPU_LEVEL: expected one of " + known + ", got '" + wanted + "'");
+}
+
+}  // namespace
+
+const char* name(CpuLevel level) {
+  return kNames[static_cast<int>(level)];
+}
+
+const std::vector<CpuLevel>& compiled_cpu_levels() {
+#if defined(__x86_64__)
+  static const std::vector<CpuLevel> levels{CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512,
+                                            CpuLevel::kAvx512Bf16};
+#else
+  static const std::vector<CpuLevel> levels{CpuLevel::kBaseline};
+#endif
+  return levels;
+}
+
+CpuLevel cpu_level() {
+  static const CpuLevel level = choose();
+  return level;
+}
+
+}  // namespace pvt

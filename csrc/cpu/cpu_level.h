@@ -1,0 +1,21 @@
+// Which instruction set the CPU kernels use, chosen once at run time.
+#pragma once
+
+#include <vector>
+
+namespace pvt {
+
+// In rising order: a processor that runs one level runs every level below it.
+enum class CpuLevel { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+
+// "baseline", "avx2", "avx512", "avx512_bf16"
+const char* name(CpuLevel level);
+
+// The levels this library was compiled with, lowest first. Only the baseline outside x86-64.
+const std::vector<CpuLevel>& compiled_cpu_levels();
+
+// The highest level that was compiled and that the processor runs, or a lower one named by
+// PVT_CPU_LEVEL. Throws std::runtime_error if that variable holds any other word.
+CpuLevel cpu_level();
+
+}  // namespace pvt

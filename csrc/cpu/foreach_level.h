@@ -1,0 +1,66 @@
+// Compiles the file named by PVT_KERNEL_BODY once per CPU level, each time in a namespace of its
+// own (pvt::baseline, pvt::avx2, pvt::avx512, pvt::avx512_bf16) with that level's instructions
+// allowed, so one portable binary holds them all and no source needs compiler flags of its own. The
+// including file has included every standard header before, so that nothing shared with other files
+// is emitted with wide instructions.
+//
+//   #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
+//   #include "cpu/foreach_level.h"
+//   ... PVT_BEST_LEVEL(attend)(...)  calls the body's function `attend` of the level in use.
+
+#if defined(__clang__)
+#define PVT_PRAGMA(text) _Pragma(#text)
+#define PVT_TARGET_BEGIN(features) \
+  PVT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define PVT_TARGET_END _Pragma("clang attribute pop")
+#else
+#define PVT_PRAGMA(text) _Pragma(#text)
+#define PVT_TARGET_BEGIN(features) _Pragma("GCC push_options") PVT_PRAGMA(GCC target(features))
+#define PVT_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+#define PVT_LEVEL_BASELINE 0
+#define PVT_LEVEL_AVX2 1
+#define PVT_LEVEL_AVX512 2
+#define PVT_LEVEL_AVX512_BF16 3
+
+#define PVT_LEVEL PVT_LEVEL_BASELINE
+namespace pvt::baseline {
+#include PVT_KERNEL_BODY
+}
+#undef PVT_LEVEL
+
+#if defined(__x86_64__)
+
+#define PVT_LEVEL PVT_LEVEL_AVX2
+PVT_TARGET_BEGIN("avx2,fma,f16c")
+namespace pvt::avx2 {
+#include PVT_KERNEL_BODY
+}
+PVT_TARGET_END
+#undef PVT_LEVEL
+
+#define PVT_LEVEL PVT_LEVEL_AVX512
+PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+namespace pvt::avx512 {
+#include PVT_KERNEL_BODY
+}
+PVT_TARGET_END
+#undef PVT_LEVEL
+
+#define PVT_LEVEL PVT_LEVEL_AVX512_BF16
+PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+namespace pvt::avx512_bf16 {
+#include PVT_KERNEL_BODY
+}
+PVT_TARGET_END
+#undef PVT_LEVEL
+
+#define PVT_BEST_LEVEL(function)                                       \
+  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::function \
+   : ::pvt::cpu_level() == CpuLevel::kAvx512   ? avx512::function      \
+   : ::pvt::cpu_level() == CpuLevel::kAvx2     ? avx2::function        \
+                                               : baseline::function)
+#else
+#define PVT_BEST_LEVEL(function) (baseline::function)
+#endif

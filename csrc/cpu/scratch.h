@@ -1,0 +1,28 @@
+// Per-thread working memory that is kept between calls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace pvt {
+
+// At least `count` floats, aligned to 64 bytes, uninitialised. The next call on the same thread may
+// return the same memory: ask once, then divide it.
+inline float* thread_scratch(int64_t count) {
+  constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, kAlign); }
+  };
+  thread_local std::unique_ptr<float[], Free> memory;
+  thread_local int64_t size = 0;
+  if (count > size) {
+    memory.reset();
+    memory.reset(static_cast<float*>(::operator new[](count * sizeof(float), kAlign)));
+    size = count;
+  }
+  return memory.get();
+}
+
+}  // namespace pvt

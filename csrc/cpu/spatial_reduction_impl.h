@@ -1,0 +1,122 @@
+// The pointer-level body of spatial_reduction, compiled once per CPU level (foreach_level.h).
+//
+// The convolution's windows do not overlap, so it is a matrix product: row (y, x) of the left-hand
+// side is the window's sr_ratio^2 tokens, read where they are; the right-hand side is the weight,
+// packed per token of the window. kChunkRows rows share one pass over the weights.
+
+#include "cpu/convert.h"
+#include "cpu/gemm.h"
+
+constexpr int64_t kChunkRows = 48;
+constexpr int64_t kSumBlock =
+    128;  // channels summed before they join the running sum, for accuracy
+
+// Floats of the packed weight: [sr_ratio^2][panels][C][kPanel].
+inline int64_t packed_weight_size(int64_t C, int64_t sr_ratio) {
+  return sr_ratio * sr_ratio * round_up(C, kPanel) * C;
+}
+
+inline int64_t num_panels(int64_t C) {
+  return round_up(C, kPanel) / kPanel;
+}
+
+// packed[(r, s)][panel][c][j] <- weight[panel * kPanel + j][c][r][s]   for four output channels
+//   weight: [C, C, sr_ratio, sr_ratio], contiguous   rows: scratch, [4, C * sr_ratio^2]
+template <class scalar_t>
+inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_ratio, int64_t channel,
+                               float* packed, float* rows) {
+  const int64_t window = sr_ratio * sr_ratio, K = C * window, panels = num_panels(C);
+  for (int64_t i = 0; i < 4; ++i) {
+    if (channel + i < C) {
+      to_float(weight + (channel + i) * K, K, rows + i * K);
+    } else {
+      __builtin_memset(rows + i * K, 0, K * sizeof(float));
+    }
+  }
+  float* column = packed + channel / kPanel * C * kPanel + channel % kPanel;
+  // A window's weights of one input channel are adjacent.
+  for (int64_t c = 0; c < C; ++c) {
+    transpose_into_panel(rows + c * window, K, window,
+                         [=](int64_t t) { return column + (t * panels * C + c) * kPanel; });
+  }
+}
+
+// Floats of working memory that reduce_rows() needs per thread.
+inline int64_t reduce_scratch_size(int64_t C) {
+  return kChunkRows * round_up(C, kPanel) + kMaxRows * C;
+}
+
+// y <- (x - mean(x)) / sqrt(var(x) + eps) * weight + bias   for one row of C floats, in place
+inline void layer_norm_row(float* x, int64_t C, const float* weight, const float* bias, float eps) {
+  float sum = 0.f, square = 0.f;
+  int64_t c = 0;
+  Vec partial{};
+  for (; c + kLanes <= C; c += kLanes) {
+    partial += load(x + c);
+  }
+  sum = reduce_add(partial);
+  for (; c < C; ++c) {
+    sum += x[c];
+  }
+  const float mean = sum / static_cast<float>(C);
+  partial = Vec{};
+  for (c = 0; c + kLanes <= C; c += kLanes) {
+    const Vec centred = load(x + c) - mean;
+    partial = fmadd(centred, centred, partial);
+  }
+  square = reduce_add(partial);
+  for (; c < C; ++c) {
+    square += (x[c] - mean) * (x[c] - mean);
+  }
+  const float scale = 1.f / std::sqrt(square / static_cast<float>(C) + eps);
+  for (c = 0; c < C; ++c) {
+    x[c] = (x[c] - mean) * scale * weight[c] + bias[c];
+  }
+}
+
+// Rows [begin, end) of out: [B * out_H * out_W, C].   x: [B, H * W, C], strided as in args
+template <class scalar_t>
+inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
+                        scalar_t* out, float* scratch) {
+  const int64_t C = args.C, R = args.sr_ratio, panels = num_panels(C);
+  const int64_t sum_stride = panels * kPanel;
+  float* sums = scratch;                          // [kChunkRows, sum_stride]
+  float* token = sums + kChunkRows * sum_stride;  // [kMaxRows, C]
+
+  for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
+    const int64_t chunk_rows = end - chunk < kChunkRows ? end - chunk : kChunkRows;
+    const scalar_t* window[kChunkRows];  // first token of each row's window
+    for (int64_t i = 0; i < chunk_rows; ++i) {
+      const int64_t row = chunk + i, per_image = args.out_H * args.out_W;
+      const int64_t b = row / per_image, y = row % per_image / args.out_W, w = row % args.out_W;
+      window[i] = x + b * args.batch_stride + (y * R * args.W + w * R) * args.token_stride;
+    }
+    // sums <- sum over the window's tokens of token * weight
+    for (int64_t t = 0; t < R * R; ++t) {
+      const int64_t offset = (t / R * args.W + t % R) * args.token_stride;
+      const float* panel = args.weight + t * panels * C * kPanel;
+      for (int64_t i = 0; i < chunk_rows; i += kMaxRows) {
+        const int64_t rows = chunk_rows - i < kMaxRows ? chunk_rows - i : kMaxRows;
+        for (int64_t j = 0; j < rows; ++j) {
+          to_float(window[i + j] + offset, C, token + j * C);
+        }
+        for (int64_t p = 0; p < panels; ++p) {
+          for (int64_t c = 0; c < C; c += kSumBlock) {
+            gemm_tile(rows, C - c < kSumBlock ? C - c : kSumBlock, token + c, C,
+                      panel + (p * C + c) * kPanel, sums + i * sum_stride + p * kPanel, sum_stride,
+                      /*accumulate=*/t > 0 || c > 0);
+          }
+        }
+      }
+    }
+    // out <- LayerNorm(sums + bias)
+    for (int64_t i = 0; i < chunk_rows; ++i) {
+      float* row = sums + i * sum_stride;
+      for (int64_t c = 0; c < C; ++c) {
+        row[c] += args.bias[c];
+      }
+      layer_norm_row(row, C, args.norm_weight, args.norm_bias, args.eps);
+      from_float(row, C, out + (chunk + i) * C);
+    }
+  }
+}

@@ -1,0 +1,105 @@
+// spatial_reduction on the CPU. Parallel over output tokens: every one is computed by one thread
+// in one order, so the result does not depend on the number of threads.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "aten/kernels.h"
+#include "checks.h"
+#include "cpu/cpu_level.h"
+#include "cpu/dtype.h"
+#include "cpu/scratch.h"
+
+namespace pvt {
+
+// What reduce_rows of every level takes.
+struct ReduceArgs {
+  int64_t W, C, sr_ratio, out_H, out_W;
+  int64_t batch_stride, token_stride;  // of x, in elements
+  const float* weight;                 // packed, see pack_four_channels
+  const float* bias;                   // these three: [C]
+  const float* norm_weight;
+  const float* norm_bias;
+  float eps;
+};
+
+}  // namespace pvt
+
+#define PVT_KERNEL_BODY "cpu/spatial_reduction_impl.h"
+#include "cpu/foreach_level.h"
+
+namespace pvt {
+namespace {
+
+// A [C] parameter as contiguous float.
+Tensor as_float(const Tensor& vector) {
+  return torch::stable::contiguous(torch::stable::to(vector, ScalarType::Float));
+}
+
+template <class scalar_t>
+void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
+         const Tensor& norm_weight, const Tensor& norm_bias, double eps, Tensor& out) {
+  const auto pack = PVT_BEST_LEVEL(pack_four_channels<scalar_t>);
+  const int64_t window = s.sr_ratio * s.sr_ratio;
+  const scalar_t* weight_data = static_cast<const scalar_t*>(weight.const_data_ptr());
+  const Tensor packed = torch::stable::empty({PVT_BEST_LEVEL(packed_weight_size)(s.C, s.sr_ratio)},
+                                             ScalarType::Float);
+  float* packed_data = static_cast<float*>(packed.mutable_data_ptr());
+
+  // packed <- weight, four output channels at a time, those that pad the last panel included
+  const int64_t channels = PVT_BEST_LEVEL(num_panels)(s.C) * PVT_BEST_LEVEL(kPanel);
+  torch::stable::parallel_for(0, channels / 4, 1, [&](int64_t begin, int64_t end) {
+    float* rows = thread_scratch(4 * s.C * window);
+    for (int64_t group = begin; group < end; ++group) {
+      pack(weight_data, s.C, s.sr_ratio, 4 * group, packed_data, rows);
+    }
+  });
+
+  const auto data = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
+  ReduceArgs args;
+  args.W = s.W, args.C = s.C, args.sr_ratio = s.sr_ratio;
+  args.out_H = s.out_H(), args.out_W = s.out_W();
+  args.batch_stride = x.stride(0), args.token_stride = x.stride(1);
+  args.weight = packed_data, args.bias = data(bias);
+  args.norm_weight = data(norm_weight), args.norm_bias = data(norm_bias);
+  args.eps = static_cast<float>(eps);
+  const auto reduce = PVT_BEST_LEVEL(reduce_rows<scalar_t>);
+  const int64_t scratch_size = PVT_BEST_LEVEL(reduce_scratch_size)(s.C);
+  const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());
+  scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
+  constexpr int64_t kGrain = 6;  // rows: one register tile
+  torch::stable::parallel_for(0, s.B * s.kv_len(), kGrain, [&](int64_t begin, int64_t end) {
+    reduce(args, x_data, begin, end, out_data, thread_scratch(scratch_size));
+  });
+}
+
+}  // namespace
+
+Tensor spatial_reduction_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                             const Tensor& bias, const Tensor& norm_weight, const Tensor& norm_bias,
+                             int64_t sr_ratio, double eps) {
+  const ReductionShape s =
+      check_spatial_reduction(x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio);
+  if (x.scalar_type() == ScalarType::Double) {
+    return spatial_reduction_aten(x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio, eps);
+  }
+  Tensor out = torch::stable::empty({s.B, s.kv_len(), s.C}, x.scalar_type());
+  if (s.B > 0) {
+    const Tensor x_rows = with_dense_rows(x), dense_weight = torch::stable::contiguous(weight);
+    dispatch_dtype("spatial_reduction", x.scalar_type(), [&](auto type) {
+      run<decltype(type)>(s, x_rows, dense_weight, as_float(bias), as_float(norm_weight),
+                          as_float(norm_bias), eps, out);
+    });
+  }
+  return out;
+}
+
+}  // namespace pvt
+
+STABLE_TORCH_LIBRARY_IMPL(pvt, CPU, m) {
+  m.impl("spatial_reduction", TORCH_BOX(&pvt::spatial_reduction_cpu));
+}

@@ -1,0 +1,137 @@
+// The pointer-level body of sra_attention, compiled once per CPU level (foreach_level.h).
+//
+// Keys and values are few (49 at 224 x 224), so those of a head are packed once into panels that
+// stay in the first-level caches while the queries stream past, six rows at a time. More than
+// kKeyBlock keys are taken block by block with a running maximum, as in FlashAttention.
+
+#include "cpu/convert.h"
+#include "cpu/gemm.h"
+
+constexpr int64_t kKeyBlock = 512;  // 6 rows of scores: 12 KB
+
+// Floats of the packed keys and values of one head: keys [panels][head_dim][kPanel], then values
+// [panels][kv_len][kPanel].
+inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
+  return round_up(kv_len, kPanel) * head_dim + kv_len * round_up(head_dim, kPanel);
+}
+
+// Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
+template <class scalar_t>
+inline void pack_head(const scalar_t* k, const scalar_t* v, int64_t kv_len, int64_t head_dim,
+                      int64_t kv_stride, float* packed, float* rows) {
+  // keys: column j of panel p is key p * kPanel + j; four at a time, zero beyond kv_len
+  for (int64_t j = 0; j < round_up(kv_len, kPanel); j += 4) {
+    for (int64_t i = 0; i < 4; ++i) {
+      if (j + i < kv_len) {
+        to_float(k + (j + i) * kv_stride, head_dim, rows + i * head_dim);
+      } else {
+        __builtin_memset(rows + i * head_dim, 0, head_dim * sizeof(float));
+      }
+    }
+    float* column = packed + j / kPanel * head_dim * kPanel + j % kPanel;
+    transpose_into_panel(rows, head_dim, head_dim, [=](int64_t d) { return column + d * kPanel; });
+  }
+  // values: row j of panel p is v[j][p * kPanel ...]
+  float* values = packed + round_up(kv_len, kPanel) * head_dim;
+  for (int64_t j = 0; j < kv_len; ++j) {
+    for (int64_t d = 0; d < head_dim; d += kPanel) {
+      const int64_t width = head_dim - d < kPanel ? head_dim - d : kPanel;
+      float* dst = values + d * kv_len + j * kPanel;
+      to_float(v + j * kv_stride + d, width, dst);
+      for (int64_t i = width; i < kPanel; ++i) {
+        dst[i] = 0.f;
+      }
+    }
+  }
+}
+
+// s_j <- exp(s_j - m), returns sum_j s_j, with the running maximum m <- max(m, s_j).
+// The scores that pad the last vector become 0.
+inline float softmax_row(float* s, int64_t keys, float* m) {
+  const int64_t padded = round_up(keys, kLanes);
+  for (int64_t j = keys; j < padded; ++j) {
+    s[j] = -INFINITY;
+  }
+  Vec best = broadcast(*m);
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    best = max(best, load(s + j));
+  }
+  *m = reduce_max(best);
+  Vec sum{};
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vec p = exp_nonpositive(load(s + j) - *m);
+    store(s + j, p);
+    sum += p;
+  }
+  return reduce_add(sum);
+}
+
+// Floats of working memory that attend() needs per thread.
+inline int64_t attend_scratch_size(int64_t head_dim) {
+  return kMaxRows * (head_dim + round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
+}
+
+// out = softmax(scale * q k^T) v for `num_rows` queries of one head.
+//   q, out: [num_rows, head_dim], rows q_stride and out_stride apart   packed: see pack_head
+template <class scalar_t>
+inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int64_t num_rows,
+                   int64_t kv_len, int64_t head_dim, float scale, scalar_t* out, int64_t out_stride,
+                   float* scratch) {
+  const int64_t o_stride = round_up(head_dim, kPanel);
+  const int64_t s_stride = round_up(kKeyBlock, kPanel);
+  float* q_tile = scratch;                  // [kMaxRows, head_dim]
+  float* s = q_tile + kMaxRows * head_dim;  // [kMaxRows, s_stride]
+  float* o = s + kMaxRows * s_stride;       // [kMaxRows, o_stride]
+  const float* keys = packed;
+  const float* values = packed + round_up(kv_len, kPanel) * head_dim;
+
+  for (int64_t row = 0; row < num_rows; row += kMaxRows) {
+    const int64_t rows = num_rows - row < kMaxRows ? num_rows - row : kMaxRows;
+    for (int64_t i = 0; i < rows; ++i) {
+      float* q_row = q_tile + i * head_dim;
+      to_float(q + (row + i) * q_stride, head_dim, q_row);
+      for (int64_t d = 0; d < head_dim; ++d) {
+        q_row[d] *= scale;
+      }
+    }
+    float m[kMaxRows], l[kMaxRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      m[i] = -INFINITY;
+      l[i] = 0.f;
+    }
+    for (int64_t first = 0; first < kv_len; first += kKeyBlock) {
+      const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
+      // s <- (scale * q) k^T
+      for (int64_t j = 0; j < num_keys; j += kPanel) {
+        gemm_tile(rows, head_dim, q_tile, head_dim, keys + (first + j) * head_dim, s + j, s_stride,
+                  /*accumulate=*/false);
+      }
+      // s <- exp(s - m);  l <- l * delta + sum s;  o <- o * delta
+      for (int64_t i = 0; i < rows; ++i) {
+        const float previous = m[i];
+        const float sum = softmax_row(s + i * s_stride, num_keys, &m[i]);
+        if (first > 0 && m[i] != previous) {
+          const float delta = std::exp(previous - m[i]);
+          l[i] *= delta;
+          for (int64_t d = 0; d < o_stride; d += kLanes) {
+            store(o + i * o_stride + d, load(o + i * o_stride + d) * delta);
+          }
+        }
+        l[i] += sum;
+      }
+      // o <- o + s v
+      for (int64_t d = 0; d < head_dim; d += kPanel) {
+        gemm_tile(rows, num_keys, s, s_stride, values + d * kv_len + first * kPanel, o + d,
+                  o_stride, /*accumulate=*/first > 0);
+      }
+    }
+    // out <- o / l
+    for (int64_t i = 0; i < rows; ++i) {
+      const float inverse = 1.f / l[i];
+      for (int64_t d = 0; d < o_stride; d += kLanes) {
+        store(o + i * o_stride + d, load(o + i * o_stride + d) * inverse);
+      }
+      from_float(o + i * o_stride, head_dim, out + (row + i) * out_stride);
+    }
+  }
+}

@@ -1,0 +1,112 @@
+// A vector of floats of the width that the CPU level has. Part of a kernel body: compiled once per
+// level by foreach_level.h, hence no include guard and no includes.
+
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+constexpr int kLanes = 16;
+constexpr int kPanelVecs = 4;  // 6 x 4 accumulators + 4 + 1 of 32 registers
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+constexpr int kLanes = 8;
+constexpr int kPanelVecs = 2;  // 6 x 2 accumulators + 2 + 1 of 16 registers
+#else
+constexpr int kLanes = 4;
+constexpr int kPanelVecs = 2;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, Vec v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+inline Vec broadcast(float x) {
+  return x - Vec{};
+}
+
+// a * b + c, rounded once where the level has fused multiply-add.
+inline Vec fmadd(Vec a, Vec b, Vec c) {
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// A NaN in b is kept, as torch's max does.
+inline Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+
+// Lanes a, b, c, d of the eight in x and y.
+template <int a, int b, int c, int d>
+inline Quad shuffle(Quad x, Quad y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, a, b, c, d);
+#else
+  typedef int32_t Index __attribute__((vector_size(16)));
+  return __builtin_shuffle(x, y, Index{a, b, c, d});
+#endif
+}
+
+// Both reductions fold the vector to four lanes, then those in order: the same order at every call.
+inline float reduce_add(Vec v) {
+  Quad parts[kLanes / 4];
+  __builtin_memcpy(parts, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) {
+    parts[0] += parts[i];
+  }
+  return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
+}
+
+inline float reduce_max(Vec v) {
+  Quad parts[kLanes / 4];
+  __builtin_memcpy(parts, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) {
+    parts[0] = parts[0] > parts[i] ? parts[0] : parts[i];
+  }
+  float best = parts[0][0];
+  for (int i = 1; i < 4; ++i) {
+    best = best > parts[0][i] ? best : parts[0][i];
+  }
+  return best;
+}
+
+// exp(x) for x <= 0, within 1.5 units in the last place down to x = -87.3; 0 below that, NaN for
+// NaN.
+//   x = n ln2 + r, |r| <= ln2 / 2;  exp(x) = 2^n p(r), p of degree 6 (Taylor with the last
+//   coefficients adjusted as in Cephes' expf).
+inline Vec exp_nonpositive(Vec x) {
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec lowest = broadcast(-87.3f);
+  const Vec clamped = x < lowest ? lowest : x;
+  const Vec shifted = fmadd(clamped, broadcast(1.44269504088896341f), broadcast(kRound));
+  const Vec n = shifted - kRound;
+  Vec r = fmadd(n, broadcast(-0.693359375f), clamped);
+  r = fmadd(n, broadcast(2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fmadd(p, r, broadcast(1.3981999507e-3f));
+  p = fmadd(p, r, broadcast(8.3334519073e-3f));
+  p = fmadd(p, r, broadcast(4.1665795894e-2f));
+  p = fmadd(p, r, broadcast(1.6666665459e-1f));
+  p = fmadd(p, r, broadcast(5.0000001201e-1f));
+  p = fmadd(p, r * r, r) + 1.f;
+  // 2^n by adding n to the exponent: n's low bits are the low bits of `shifted`.
+  IntVec bits, power;
+  __builtin_memcpy(&bits, &p, sizeof bits);
+  __builtin_memcpy(&power, &shifted, sizeof power);
+  bits += power << 23;
+  Vec result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  result = x < lowest ? Vec{} : result;
+  return x == x ? result : x;
+}

@@ -1,0 +1,44 @@
+"""Pyramid Vision Transformer with fused operators.
+
+Three names to tell apart: the package is ``pvt_ext``, its operators are ``torch.ops.pvt.*``, and
+they live in ``pvt_ext/lib/libpvt_ops.so``, a library without Python that importing this loads.
+"""
+
+from typing import Any
+
+from pvt_ext import _library
+
+_C = _library.load()
+
+from pvt_ext import ops  # noqa: E402
+
+__version__: str = _C.version()
+
+
+def ops_library() -> str:
+    """Path of the operator library, for C++ programs and ``torch.ops.load_library``."""
+    return str(_library.LIBRARY)
+
+
+def ops_version() -> int:
+    """Number raised whenever an operator's schema or meaning changes."""
+    return int(_C.ops_version())
+
+
+def cpu_level() -> str:
+    """Instruction set of the CPU kernels in use: baseline, avx2, avx512 or avx512_bf16.
+
+    Chosen once from the processor; the environment variable ``PVT_CPU_LEVEL`` lowers it.
+    """
+    return str(_C.cpu_level())
+
+
+def build_info() -> dict[str, Any]:
+    """What the library was built with.
+
+    Keys: version, ops_version, compiler, cpu_levels, cuda_architectures, torch.
+    """
+    return dict(_C.build_info())
+
+
+__all__ = ["__version__", "build_info", "cpu_level", "ops", "ops_library", "ops_version"]

@@ -1,0 +1,53 @@
+"""Finds and loads the operator library; every way this can fail ends in one sentence.
+
+``pvt_ext/lib/libpvt_ops.so`` registers the operators ``torch.ops.pvt.*`` when it is loaded. It is
+built on LibTorch's stable ABI: one file serves every torch from 2.10 on, C++ programs included.
+``pvt_ext._C`` is a small Python module beside it that says what was built.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+MIN_TORCH = (2, 10)
+LIBRARY = Path(__file__).parent / "lib" / "libpvt_ops.so"
+REBUILD = "pip install --force-reinstall --no-deps pvt_ext (or `pip install .` in its source tree)"
+
+
+def _built_with() -> str:
+    """What the installed library was built with, readable even if the library is not."""
+    try:
+        built = json.loads((LIBRARY.parent / "built_with.json").read_text())
+        return f"pvt_ext {built['version']} was built with torch {built['torch']}"
+    except (OSError, ValueError, KeyError):
+        return "pvt_ext was not built completely"
+
+
+def check_torch_version(version: str) -> None:
+    """Raise ImportError if ``version``, such as ``2.13.0+cpu``, is older than supported."""
+    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    if found < MIN_TORCH:
+        needed = ".".join(map(str, MIN_TORCH))
+        raise ImportError(
+            f"{_built_with()} and needs torch >= {needed}, found torch {version}; "
+            f"run: pip install --upgrade 'torch>={needed}'"
+        )
+
+
+def load() -> ModuleType:
+    """Load the operator library and return the module ``pvt_ext._C``."""
+    check_torch_version(torch.__version__)
+    if not LIBRARY.is_file():
+        raise ImportError(f"{_built_with()}: {LIBRARY} is missing; run: {REBUILD}")
+    try:
+        torch.ops.load_library(LIBRARY)
+        return importlib.import_module("pvt_ext._C")
+    except (OSError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ImportError(
+            f"{_built_with()}, found torch {torch.__version__}, and its library does not load "
+            f"({reason}); run: {REBUILD}"
+        ) from None

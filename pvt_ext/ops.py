@@ -1,0 +1,180 @@
+"""The operators ``torch.ops.pvt.*`` with types and documentation, in the order of csrc/ops.cpp.
+
+Beside each wrapper stands what only Python needs: the shape function for tracing and export
+("fake"), the gradient, the count of floating-point operations. Scripted code calls
+``torch.ops.pvt.<name>`` itself.
+
+Gradients run the reference again and differentiate it, so they cost a forward pass more and are
+those of :mod:`pvt_ext.reference` exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from pvt_ext import reference
+
+
+def sra_attention(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Multi-head attention over spatially reduced keys and values, without a probability matrix.
+
+    float32, bfloat16 and float16 run in the library's own CPU kernel, accumulating in float32;
+    other dtypes and devices run in ``scaled_dot_product_attention``.
+
+    Args:
+        q: queries, ``[B, N, C]``; any strides.
+        kv: keys then values along the last dimension, ``[B, kv_len, 2 * C]``, dtype and device
+            of ``q``; any strides, ``kv_len >= 1``.
+        num_heads: number of heads; ``C`` is ``num_heads * head_dim``.
+        scale: multiplier of the scores, usually ``head_dim ** -0.5``.
+
+    Returns:
+        ``[B, N, C]``, heads concatenated, ready for the output projection.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v1, section 3.3, equations (1), (2) and (4).
+    """
+    return torch.ops.pvt.sra_attention(q, kv, num_heads, scale)
+
+
+def spatial_reduction(
+    x: Tensor,
+    H: int,
+    W: int,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    sr_ratio: int,
+    eps: float,
+) -> Tensor:
+    """Shrink a token grid by a strided convolution, then normalise each token.
+
+    Reads the tokens where they are: nothing is transposed to a feature map. Rows and columns that
+    do not fill a whole patch are dropped, as in the published code.
+
+    Args:
+        x: tokens in row-major order, ``[B, H * W, C]``; any strides.
+        H, W: height and width of the token grid, each at least ``sr_ratio``.
+        weight, bias: convolution, ``[C, C, sr_ratio, sr_ratio]`` and ``[C]``.
+        norm_weight, norm_bias: LayerNorm, ``[C]`` each.
+        sr_ratio: kernel size and stride.
+        eps: epsilon of the LayerNorm (1e-5 in the published models).
+
+    Returns:
+        ``[B, (H // sr_ratio) * (W // sr_ratio), C]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v1, section 3.3, equation (3).
+    """
+    return torch.ops.pvt.spatial_reduction(
+        x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio, eps
+    )
+
+
+def resize(
+    image: Tensor, size: list[int], interpolation: str = "bicubic", crop: list[int] | None = None
+) -> Tensor:
+    """Resize an image to the very values that Pillow's ``Image.resize`` gives.
+
+    Args:
+        image: uint8 ``[H, W, channels]`` on the CPU, 1 to 4 channels.
+        size: ``[height, width]`` of the resized image.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, both antialiased.
+        crop: ``[top, left, height, width]``, a window of the resized image; only this window is
+            computed. None: all of it.
+
+    Returns:
+        uint8 ``[height, width, channels]``.
+
+    Raises:
+        RuntimeError: a dtype, shape, size or crop does not fit; the message names the argument.
+    """
+    return torch.ops.pvt.resize(image, size, interpolation, crop or [])
+
+
+# ---- shapes ----
+
+
+@torch.library.register_fake("pvt::sra_attention")
+def _(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@torch.library.register_fake("pvt::spatial_reduction")
+def _(
+    x: Tensor,
+    H: int,
+    W: int,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    sr_ratio: int,
+    eps: float,
+) -> Tensor:
+    B, _, C = x.shape
+    return x.new_empty((B, (H // sr_ratio) * (W // sr_ratio), C))
+
+
+@torch.library.register_fake("pvt::resize")
+def _(image: Tensor, size: list[int], interpolation: str, crop: list[int]) -> Tensor:
+    height, width = crop[2:] if crop else size
+    return image.new_empty((height, width, image.shape[2]))
+
+
+# ---- gradients ----
+
+
+def _register_autograd(name: str, formula: Callable[..., Tensor]) -> None:
+    """Differentiate ``pvt::<name>`` as ``formula``, its reference."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.constants = [None if isinstance(x, Tensor) else x for x in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"pvt::{name} has no second derivative; create the model with fused=False "
+                "to differentiate twice"
+            )
+        saved = iter(ctx.saved_tensors)
+        needed = ctx.needs_input_grad
+        inputs = [
+            next(saved).detach().requires_grad_(need) if constant is None else constant
+            for constant, need in zip(ctx.constants, needed, strict=True)
+        ]
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        with torch.enable_grad():
+            grads = iter(torch.autograd.grad(formula(*inputs), wanted, grad))
+        return tuple(next(grads) if need else None for need in needed)
+
+    torch.library.register_autograd(f"pvt::{name}", backward, setup_context=setup_context)
+
+
+_register_autograd("sra_attention", reference.sra_attention)
+_register_autograd("spatial_reduction", reference.spatial_reduction)
+
+
+# ---- floating-point operations, two per multiply-accumulate ----
+
+
+@register_flop_formula(torch.ops.pvt.sra_attention)
+def _(q: list[int], kv: list[int], *args: Any, **kwargs: Any) -> int:
+    B, N, C = q
+    return 2 * 2 * B * N * kv[1] * C  # q k^T and the product with v
+
+
+@register_flop_formula(torch.ops.pvt.spatial_reduction)
+def _(x: list[int], H: int, W: int, weight: list[int], *args: Any, **kwargs: Any) -> int:
+    B, _, C = x
+    R = weight[-1]
+    return 2 * B * (H // R) * (W // R) * C * C * R * R

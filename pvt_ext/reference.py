@@ -1,0 +1,146 @@
+"""The operators in plain PyTorch: the specification every kernel is tested against.
+
+These functions run on every device and dtype, are differentiable, export to ONNX and can return
+attention weights. ``fused=False`` in :func:`pvt_ext.create_model` selects them. Written to be
+obvious rather than quick; the names of the einsum letters are ``b`` batch, ``q`` queries,
+``k`` keys, ``h`` heads, ``d`` head_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention_weights(q: Tensor, k: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Attention probabilities of every head.
+
+    Args:
+        q: queries, ``[B, N, C]``.
+        k: keys, ``[B, kv_len, C]``.
+        num_heads: number of heads; ``C`` is ``num_heads * head_dim``.
+        scale: multiplier of the scores, usually ``head_dim ** -0.5``.
+
+    Returns:
+        ``softmax(scale * q k^T)``, ``[B, num_heads, N, kv_len]``; each row sums to 1.
+
+    Source: PVT v1, section 3.3, the softmax of equation (4).
+    """
+    q = q.unflatten(-1, (num_heads, -1))  # B, N, h, d
+    k = k.unflatten(-1, (num_heads, -1))  # B, kv_len, h, d
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    return scores.softmax(dim=-1)
+
+
+def sra_attention(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Multi-head attention over spatially reduced keys and values.
+
+    Args:
+        q: queries, ``[B, N, C]``.
+        kv: keys then values along the last dimension, ``[B, kv_len, 2 * C]``.
+        num_heads: number of heads; ``C`` is ``num_heads * head_dim``.
+        scale: multiplier of the scores, usually ``head_dim ** -0.5``.
+
+    Returns:
+        ``[B, N, C]``, heads concatenated, ready for the output projection.
+
+    Source: PVT v1, section 3.3, equations (1), (2) and (4).
+    """
+    k, v = kv.chunk(2, dim=-1)
+    probs = attention_weights(q, k, num_heads, scale)
+    v = v.unflatten(-1, (num_heads, -1))  # B, kv_len, h, d
+    return torch.einsum("bhqk,bkhd->bqhd", probs, v).flatten(2)
+
+
+def spatial_reduction(
+    x: Tensor,
+    H: int,
+    W: int,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    sr_ratio: int,
+    eps: float,
+) -> Tensor:
+    """Shrink a token grid by a strided convolution, then normalise each token.
+
+    Rows and columns that do not fill a whole ``sr_ratio`` x ``sr_ratio`` patch are dropped, as in
+    the published code (a convolution without padding).
+
+    Args:
+        x: tokens in row-major order, ``[B, H * W, C]``.
+        H, W: height and width of the token grid, each at least ``sr_ratio``.
+        weight, bias: convolution, ``[C, C, sr_ratio, sr_ratio]`` and ``[C]``.
+        norm_weight, norm_bias: LayerNorm, ``[C]`` each.
+        sr_ratio: kernel size and stride.
+        eps: epsilon of the LayerNorm (1e-5 in the published models).
+
+    Returns:
+        ``[B, (H // sr_ratio) * (W // sr_ratio), C]``.
+
+    Source: PVT v1, section 3.3, equation (3).
+    """
+    C = x.shape[-1]
+    x = x.transpose(1, 2).unflatten(2, (H, W))  # B, N, C -> B, C, H, W
+    x = F.conv2d(x, weight, bias, stride=sr_ratio)
+    x = x.flatten(2).transpose(1, 2)  # B, C, H', W' -> B, kv_len, C
+    return F.layer_norm(x, [C], norm_weight, norm_bias, eps)
+
+
+def _resample_matrix(in_size: int, out_size: int, interpolation: str) -> Tensor:
+    """The weights of one axis, ``[out_size, in_size]``, in 22-bit fixed point."""
+    scale = in_size / out_size
+    filter_scale = max(scale, 1.0)  # shrinking widens the filter: antialiasing
+    support = {"bilinear": 1.0, "bicubic": 2.0}[interpolation] * filter_scale
+    center = (torch.arange(out_size, dtype=torch.float64) + 0.5) * scale
+    position = torch.arange(in_size, dtype=torch.float64)
+    first = (center - support + 0.5).clamp(min=0).floor()[:, None]
+    last = (center + support + 0.5).clamp(max=in_size).floor()[:, None]
+
+    x = ((position - center[:, None] + 0.5) * (1.0 / filter_scale)).abs()
+    if interpolation == "bilinear":
+        weight = (1 - x).clamp(min=0)
+    else:
+        a = -0.5
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = (((x - 5) * x + 8) * x - 4) * a
+        weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weight = torch.where((position >= first) & (position < last), weight, 0.0)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    return (weight * 2**22 + torch.where(weight < 0, -0.5, 0.5)).trunc().long()
+
+
+def resize(image: Tensor, size: list[int], interpolation: str, crop: list[int]) -> Tensor:
+    """Resize an image as Pillow does, rounding to 8 bits after each of the two passes.
+
+    Args:
+        image: uint8 ``[H, W, channels]``.
+        size: ``[height, width]`` of the resized image.
+        interpolation: ``"bicubic"`` or ``"bilinear"``.
+        crop: ``[top, left, height, width]``, a window of the resized image; ``[]``: all of it.
+
+    Returns:
+        uint8 ``[height, width, channels]``.
+
+    Source: the method of Pillow's ``Image.resize``; the order of the passes is that of 13.0.
+    """
+
+    def to_pixels(sums: Tensor) -> Tensor:
+        return (sums + 2**21).bitwise_right_shift(22).clamp(0, 255)
+
+    H, W, _ = image.shape
+    height, width = size
+    y = _resample_matrix(H, height, interpolation)
+    x = _resample_matrix(W, width, interpolation)
+    pixels = image.long()
+    rows_lost, columns_lost = H - height, W - width
+    if rows_lost > 0 and rows_lost > 2 * columns_lost:
+        pixels = to_pixels(torch.einsum("oh,hwc->owc", y, pixels))
+        pixels = to_pixels(torch.einsum("ow,hwc->hoc", x, pixels))
+    else:
+        pixels = to_pixels(torch.einsum("ow,hwc->hoc", x, pixels))
+        pixels = to_pixels(torch.einsum("oh,hwc->owc", y, pixels))
+    if crop:
+        top, left, crop_height, crop_width = crop
+        pixels = pixels[top : top + crop_height, left : left + crop_width]
+    return pixels.to(torch.uint8)

@@ -1,0 +1,106 @@
+"""The built library: what it links, what it says of itself, how its import fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pvt_ext
+from pvt_ext import _library
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (binutils)")
+def test_operator_library_has_no_python():
+    dynamic = subprocess.check_output(["readelf", "-d", pvt_ext.ops_library()], text=True)
+    needed = [line for line in dynamic.splitlines() if "(NEEDED)" in line]
+    assert any("libtorch_cpu" in line for line in needed)
+    assert not any("python" in line for line in needed)
+    symbols = subprocess.check_output(["readelf", "-Ws", pvt_ext.ops_library()], text=True)
+    assert not any(line.split()[-1].startswith("Py") for line in symbols.splitlines() if line)
+
+
+def test_build_info():
+    info = pvt_ext.build_info()
+    assert info["version"] == pvt_ext.__version__ == (ROOT / "VERSION").read_text().strip()
+    assert info["ops_version"] == pvt_ext.ops_version()
+    assert info["cpu_levels"][0] == "baseline"
+    assert pvt_ext.cpu_level() in info["cpu_levels"]
+    assert info["torch"].startswith("2.")
+    assert info["compiler"].split()[0] in ("gcc", "clang")
+    json.dumps(info)
+
+
+def test_unknown_cpu_level_is_refused():
+    done = run_python("import pvt_ext; pvt_ext.cpu_level()", PVT_CPU_LEVEL="avx9000")
+    assert "PVT_CPU_LEVEL: expected one of baseline" in done.stderr
+    assert "got 'avx9000'" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.9.1+cu128", "1.13.0"])
+def test_old_torch_is_named(version):
+    with pytest.raises(ImportError, match=rf"needs torch >= 2\.10, found torch {version[:3]}") as e:
+        _library.check_torch_version(version)
+    assert "was built with torch" in str(e.value)
+    assert "pip install" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "2.14.0a0+git1234", "3.0.0"])
+def test_new_torch_is_accepted(version):
+    _library.check_torch_version(version)
+
+
+@pytest.mark.parametrize("damage", ["missing", "not a library"])
+def test_broken_library_ends_in_one_sentence(tmp_path, damage):
+    package = tmp_path / "pvt_ext"
+    shutil.copytree(Path(pvt_ext.__file__).parent, package)
+    library = package / "lib" / "libpvt_ops.so"
+    library.unlink()
+    if damage == "not a library":
+        library.write_bytes(b"not an ELF file")
+    done = run_python("import pvt_ext", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: pvt_ext ")
+    assert "was built with torch" in message
+    assert "run: pip install" in message
+
+
+def test_every_listed_source_exists_and_every_source_is_listed():
+    """sources.txt is what both builds read: a kernel that is not in it is not built."""
+    listed = {
+        line
+        for line in (ROOT / "csrc/sources.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    found = {
+        path.relative_to(ROOT / "csrc").as_posix()
+        for pattern in ("*.cpp", "*.cu")
+        for path in (ROOT / "csrc").rglob(pattern)
+    }
+    elsewhere = {"python.cpp"}  # setup.py's own module; image/decode*.cpp is the C++ runtime's
+    assert {s for s in found - elsewhere if not s.startswith("image/decode")} == listed
+
+
+def test_every_operator_has_wrapper_fake_and_reference():
+    import re
+
+    from pvt_ext import ops, reference
+
+    names = re.findall(r'"(\w+)\(', (ROOT / "csrc/ops.cpp").read_text())
+    assert len(names) >= 3
+    for name in names:
+        assert callable(getattr(ops, name))
+        assert callable(getattr(reference, name))

@@ -1,0 +1,289 @@
+"""The operators against their reference: values, dtypes, strides, tracing, gradients, messages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pvt_ext import ops, reference
+
+ALL = [(ops.sra_attention, reference.sra_attention, case) for case in cases.ATTENTION] + [
+    (ops.spatial_reduction, reference.spatial_reduction, case) for case in cases.REDUCTION
+]
+SMALL = [
+    (ops.sra_attention, reference.sra_attention, cases.AttentionCase(2, 6, 8, 2, 5)),
+    (ops.spatial_reduction, reference.spatial_reduction, cases.ReductionCase(2, 5, 4, 3, 2)),
+]
+
+
+def widen(inputs):
+    return [x.double() if isinstance(x, Tensor) else x for x in inputs]
+
+
+def check(op, formula, inputs):
+    cases.assert_as_exact(op(*inputs), formula(*inputs), formula(*widen(inputs)))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), ALL, ids=str)
+def test_matches_reference(op, formula, case, dtype):
+    check(op, formula, case.inputs(dtype))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 3),
+    N=st.integers(0, 70),
+    num_heads=st.integers(1, 4),
+    head_dim=st.integers(1, 70),
+    kv_len=st.integers(1, 140),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_attention_any_shape(B, N, num_heads, head_dim, kv_len, dtype):
+    case = cases.AttentionCase(B, N, num_heads * head_dim, num_heads, kv_len)
+    check(ops.sra_attention, reference.sra_attention, case.inputs(dtype))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 3),
+    sr_ratio=st.integers(1, 5),
+    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    C=st.integers(1, 70),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_reduction_any_shape(B, sr_ratio, extra, C, dtype):
+    case = cases.ReductionCase(B, sr_ratio + extra[0], sr_ratio + extra[1], C, sr_ratio)
+    inputs = case.inputs(dtype)
+    if B == 0:  # conv2d of an empty batch is refused by some PyTorch backends
+        out = ops.spatial_reduction(*inputs)
+        assert out.shape == (0, (case.H // sr_ratio) * (case.W // sr_ratio), C)
+    elif C > 1:  # with one channel LayerNorm divides rounding errors by their own size
+        check(ops.spatial_reduction, reference.spatial_reduction, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), ALL[3:4] + ALL[-5:-4], ids=str)
+@pytest.mark.parametrize("layout", ["sliced", "transposed", "every second", "expanded"])
+def test_strided_inputs(op, formula, case, dtype, layout):
+    def restride(x):
+        if not isinstance(x, Tensor):
+            return x
+        if layout == "sliced":  # as q or kv are when cut out of one larger projection
+            return torch.cat([x, x], dim=-1)[..., : x.shape[-1]]
+        if layout == "transposed":
+            return x.transpose(0, -1).contiguous().transpose(0, -1)
+        if layout == "every second":
+            return x.repeat_interleave(2, dim=-1)[..., ::2]
+        return x[:1].expand_as(x) if x.dim() == 3 else x
+
+    inputs = [restride(x) for x in case.inputs(dtype)]
+    assert any(not x.is_contiguous() for x in inputs if isinstance(x, Tensor))
+    check(op, formula, inputs)
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_opcheck(op, formula, case):
+    inputs = case.inputs(torch.float32)
+    inputs = [x.requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
+    torch.library.opcheck(getattr(torch.ops.pvt, op.__name__).default, tuple(inputs))
+
+
+def test_resize_opcheck():
+    image = torch.randint(0, 256, (7, 9, 3), dtype=torch.uint8)
+    for crop in ([], [1, 0, 3, 2]):
+        torch.library.opcheck(torch.ops.pvt.resize.default, (image, [5, 4], "bicubic", crop))
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_gradcheck(op, formula, case):
+    inputs = [
+        x.requires_grad_() if isinstance(x, Tensor) else x for x in case.inputs(torch.float64)
+    ]
+    assert torch.autograd.gradcheck(op, inputs)
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_gradient_only_where_needed(op, formula, case):
+    inputs = list(case.inputs(torch.float32))
+    inputs[0].requires_grad_()
+    op(*inputs).sum().backward()
+    assert inputs[0].grad is not None
+    assert all(x.grad is None for x in inputs[1:] if isinstance(x, Tensor))
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_second_derivative_is_refused(op, formula, case):
+    inputs = list(case.inputs(torch.float64))
+    inputs[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(op(*inputs).sum(), inputs[0], create_graph=True)
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_meta_device_gives_the_shape(op, formula, case):
+    inputs = case.inputs(torch.float32)
+    on_meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
+    assert op(*on_meta).shape == op(*inputs).shape
+
+
+def test_scripted_calls_equal_eager():
+    @torch.jit.script
+    def scripted(q: Tensor, kv: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.ops.pvt.sra_attention(q, kv, 2, 0.5)
+        return out, torch.ops.pvt.resize(image, [4, 5], "bilinear", [])
+
+    q, kv, num_heads, _ = SMALL[0][2].inputs(torch.float32)
+    image = torch.randint(0, 256, (9, 8, 3), dtype=torch.uint8)
+    out, small = scripted(q, kv, image)
+    assert torch.equal(out, ops.sra_attention(q, kv, num_heads, 0.5))
+    assert torch.equal(small, ops.resize(image, [4, 5], "bilinear"))
+
+
+@pytest.mark.parametrize(("op", "formula", "case"), ALL[2:4] + ALL[-8:-6], ids=str)
+def test_same_bits_for_any_number_of_threads(op, formula, case):
+    inputs = case.inputs(torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        outputs = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            outputs.append(op(*inputs))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_batch_equals_single_bitwise():
+    q, kv, num_heads, scale = cases.AttentionCase(3, 50, 64, 2, 49).inputs(torch.float32)
+    single = [ops.sra_attention(q[i : i + 1], kv[i : i + 1], num_heads, scale) for i in range(3)]
+    assert torch.equal(ops.sra_attention(q, kv, num_heads, scale), torch.cat(single))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-20])
+def test_any_scale(scale):
+    q, kv, num_heads, _ = cases.AttentionCase(1, 9, 16, 2, 20).inputs(torch.float32)
+    check(ops.sra_attention, reference.sra_attention, (q, kv, num_heads, scale))
+
+
+def test_large_scores_do_not_overflow():
+    q, kv, num_heads, scale = cases.AttentionCase(1, 2000, 32, 1, 600).inputs(torch.float32)
+    check(ops.sra_attention, reference.sra_attention, (q * 300, kv, num_heads, scale))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_nan_stays_where_it_came_from(where):
+    q, kv, num_heads, scale = cases.AttentionCase(1, 9, 32, 2, 20).inputs(torch.float32)
+    if where == "q":
+        q[0, 3, 5] = torch.nan
+    else:
+        kv[0, 7, 5 if where == "k" else 32 + 5] = torch.nan
+    expected = reference.sra_attention(q, kv, num_heads, scale).isnan()
+    assert expected.any()
+    assert not expected.all()
+    assert torch.equal(ops.sra_attention(q, kv, num_heads, scale).isnan(), expected)
+
+
+def test_inputs_are_not_changed():
+    for op, _, case in SMALL:
+        inputs = case.inputs(torch.float32)
+        copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        op(*inputs)
+        for x, copy in zip(inputs, copies, strict=True):
+            assert torch.equal(x, copy) if isinstance(x, Tensor) else x == copy
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+def test_every_cpu_level(level):
+    """Each instruction set in a process of its own; without it, the processor's best is used."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_ops; test_ops.check_all_cases()"],
+        cwd=here,
+        env={**os.environ, "PVT_CPU_LEVEL": level, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(level) or not cpu_runs(level)
+
+
+def cpu_runs(level: str) -> bool:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl ", "avx512_bf16": "avx512_bf16"}[
+        level
+    ] in flags
+
+
+def check_all_cases() -> None:
+    import pvt_ext
+
+    print(pvt_ext.cpu_level())
+    for op, formula, case in ALL:
+        for dtype in cases.DTYPES[:3]:
+            torch.manual_seed(0)
+            check(op, formula, case.inputs(dtype))
+
+
+def attention_with(**changes):
+    q, kv, num_heads, scale = cases.AttentionCase(2, 6, 8, 2, 5).inputs(torch.float32)
+    return lambda: ops.sra_attention(
+        **{"q": q, "kv": kv, "num_heads": num_heads, "scale": scale} | changes
+    )
+
+
+def reduction_with(**changes):
+    names = ("x", "H", "W", "weight", "bias", "norm_weight", "norm_bias", "sr_ratio", "eps")
+    values = cases.ReductionCase(2, 4, 6, 3, 2).inputs(torch.float32)
+    return lambda: ops.spatial_reduction(**dict(zip(names, values, strict=True)) | changes)
+
+
+def resize_with(**changes):
+    image = torch.zeros(5, 6, 3, dtype=torch.uint8)
+    return lambda: ops.resize(**{"image": image, "size": [2, 3]} | changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (attention_with(q=torch.zeros(6, 8)), r"q of shape \[B, N, C\], got \[6, 8\]"),
+        (attention_with(q=torch.zeros(2, 6, 8).int()), "q of dtype float32.*got Int"),
+        (
+            attention_with(kv=torch.zeros(2, 5, 8)),
+            r"kv of shape \[2, kv_len, 16\] \(q is \[2, 6, 8\]\), got \[2, 5, 8\]",
+        ),
+        (attention_with(kv=torch.zeros(2, 0, 16)), "kv with at least one key"),
+        (
+            attention_with(kv=torch.zeros(2, 5, 16).half()),
+            "kv of dtype float32 like q, got float16",
+        ),
+        (attention_with(num_heads=3), "num_heads to divide C = 8, got 3"),
+        (attention_with(num_heads=0), "num_heads to divide C = 8, got 0"),
+        (reduction_with(x=torch.zeros(2, 24)), r"x of shape \[B, H \* W, C\], got \[2, 24\]"),
+        (reduction_with(H=5), r"with H = 5, W = 6, got \[2, 24, 3\]"),
+        (reduction_with(sr_ratio=0), "sr_ratio of at least 1, got 0"),
+        (reduction_with(sr_ratio=5), r"a token grid of at least 5x5 \(sr_ratio\), got 4x6"),
+        (reduction_with(sr_ratio=3), r"weight of shape \[3, 3, 3, 3\], got \[3, 3, 2, 2\]"),
+        (reduction_with(bias=torch.zeros(2)), r"bias of shape \[3\], got \[2\]"),
+        (reduction_with(norm_bias=torch.zeros(3).double()), "norm_bias of dtype float32 like x"),
+        (resize_with(image=torch.zeros(5, 6, 3)), "image of dtype uint8, got float32"),
+        (resize_with(image=torch.zeros(5, 6, dtype=torch.uint8)), r"with 1 to 4 channels"),
+        (resize_with(image=torch.zeros(0, 6, 3, dtype=torch.uint8)), r"got \[0, 6, 3\]"),
+        (resize_with(size=[2]), "size as .height, width., got 1 values"),
+        (resize_with(size=[2, 0]), r"size from 1 to \d+, got \[2, 0\]"),
+        (resize_with(interpolation="nearest"), "'bicubic' or 'bilinear', got 'nearest'"),
+        (resize_with(crop=[0, 0, 1]), "crop as .*got 3 values"),
+        (resize_with(crop=[1, 0, 2, 3]), r"crop inside the resized image \[2, 3\]"),
+    ],
+)
+def test_messages_name_argument_expectation_and_value(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
