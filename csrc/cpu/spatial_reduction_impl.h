@@ -4,40 +4,67 @@
 // side is the window's sr_ratio^2 tokens, read where they are; the right-hand side is the weight,
 // packed per token of the window. kChunkRows rows share one pass over the weights.
 
-#include "cpu/convert.h"
 #include "cpu/gemm.h"
 
 constexpr int64_t kChunkRows = 48;
 constexpr int64_t kSumBlock =
     128;  // channels summed before they join the running sum, for accuracy
 
-// Floats of the packed weight: [sr_ratio^2][panels][C][kPanel].
-inline int64_t packed_weight_size(int64_t C, int64_t sr_ratio) {
-  return sr_ratio * sr_ratio * round_up(C, kPanel) * C;
-}
-
 inline int64_t num_panels(int64_t C) {
   return round_up(C, kPanel) / kPanel;
 }
 
-// packed[(r, s)][panel][c][j] <- weight[panel * kPanel + j][c][r][s]   for four output channels
-//   weight: [C, C, sr_ratio, sr_ratio], contiguous   rows: scratch, [4, C * sr_ratio^2]
+// Units of the packed weight, [sr_ratio^2][panels][units of C][kPanel].
 template <class scalar_t>
-inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_ratio, int64_t channel,
-                               float* packed, float* rows) {
-  const int64_t window = sr_ratio * sr_ratio, K = C * window, panels = num_panels(C);
-  for (int64_t i = 0; i < 4; ++i) {
-    if (channel + i < C) {
-      to_float(weight + (channel + i) * K, K, rows + i * K);
-    } else {
-      __builtin_memset(rows + i * K, 0, K * sizeof(float));
+inline int64_t packed_weight_size(int64_t C, int64_t sr_ratio) {
+  return sr_ratio * sr_ratio * num_panels(C) * kPanel * num_units<scalar_t>(C);
+}
+
+// rows[u][t] <- the unit that holds input channels u * kPerUnit ... at position t of the window
+//   filter: [C][window]   rows: [units of C][window]   zeros: [window]
+template <class scalar_t>
+inline void filter_to_units(const scalar_t* filter, int64_t C, int64_t window, float* rows,
+                            const scalar_t* zeros) {
+  if constexpr (Operand<scalar_t>::kPerUnit == 1) {
+    Operand<scalar_t>::to_units(filter, C * window, rows);
+  } else {
+    for (int64_t c = 0; c < C; c += 2) {
+      const scalar_t* channel = filter + c * window;
+      Operand<scalar_t>::pair_rows(channel, c + 1 < C ? channel + window : zeros, window,
+                                   rows + c / 2 * window);
     }
   }
-  float* column = packed + channel / kPanel * C * kPanel + channel % kPanel;
-  // A window's weights of one input channel are adjacent.
-  for (int64_t c = 0; c < C; ++c) {
-    transpose_into_panel(rows + c * window, K, window,
-                         [=](int64_t t) { return column + (t * panels * C + c) * kPanel; });
+}
+
+// Floats of working memory that pack_four_channels() needs.
+inline int64_t pack_scratch_size(int64_t C, int64_t sr_ratio) {
+  return (4 * C + 1) * sr_ratio * sr_ratio;
+}
+
+// Packs four output channels:  packed[t][panel][u][j] <- unit u of weight[panel * kPanel +
+// j][..][t]
+//   weight: [C, C, sr_ratio, sr_ratio], contiguous   scratch: see pack_scratch_size
+template <class scalar_t>
+inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_ratio, int64_t channel,
+                               float* packed, float* scratch) {
+  const int64_t window = sr_ratio * sr_ratio, panels = num_panels(C);
+  const int64_t depth = num_units<scalar_t>(C);
+  float* rows = scratch;                     // [4, depth, window]
+  float* zeros = rows + 4 * depth * window;  // [window]
+  __builtin_memset(zeros, 0, window * sizeof(float));
+  for (int64_t i = 0; i < 4; ++i) {
+    float* row = rows + i * depth * window;
+    if (channel + i < C) {
+      filter_to_units(weight + (channel + i) * C * window, C, window, row,
+                      reinterpret_cast<const scalar_t*>(zeros));
+    } else {
+      __builtin_memset(row, 0, depth * window * sizeof(float));
+    }
+  }
+  float* column = packed + channel / kPanel * depth * kPanel + channel % kPanel;
+  for (int64_t u = 0; u < depth; ++u) {
+    transpose_into_panel(rows + u * window, depth * window, window,
+                         [=](int64_t t) { return column + (t * panels * depth + u) * kPanel; });
   }
 }
 
@@ -79,9 +106,10 @@ template <class scalar_t>
 inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
                         scalar_t* out, float* scratch) {
   const int64_t C = args.C, R = args.sr_ratio, panels = num_panels(C);
+  const int64_t depth = num_units<scalar_t>(C);
   const int64_t sum_stride = panels * kPanel;
   float* sums = scratch;                          // [kChunkRows, sum_stride]
-  float* token = sums + kChunkRows * sum_stride;  // [kMaxRows, C]
+  float* token = sums + kChunkRows * sum_stride;  // [kMaxRows, depth]
 
   for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
     const int64_t chunk_rows = end - chunk < kChunkRows ? end - chunk : kChunkRows;
@@ -94,17 +122,18 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
     // sums <- sum over the window's tokens of token * weight
     for (int64_t t = 0; t < R * R; ++t) {
       const int64_t offset = (t / R * args.W + t % R) * args.token_stride;
-      const float* panel = args.weight + t * panels * C * kPanel;
+      const float* weight = args.weight + t * panels * depth * kPanel;
       for (int64_t i = 0; i < chunk_rows; i += kMaxRows) {
         const int64_t rows = chunk_rows - i < kMaxRows ? chunk_rows - i : kMaxRows;
         for (int64_t j = 0; j < rows; ++j) {
-          to_float(window[i + j] + offset, C, token + j * C);
+          Operand<scalar_t>::to_units(window[i + j] + offset, C, token + j * depth);
         }
         for (int64_t p = 0; p < panels; ++p) {
-          for (int64_t c = 0; c < C; c += kSumBlock) {
-            gemm_tile(rows, C - c < kSumBlock ? C - c : kSumBlock, token + c, C,
-                      panel + (p * C + c) * kPanel, sums + i * sum_stride + p * kPanel, sum_stride,
-                      /*accumulate=*/t > 0 || c > 0);
+          for (int64_t u = 0; u < depth; u += kSumBlock) {
+            gemm_tile<scalar_t>(rows, depth - u < kSumBlock ? depth - u : kSumBlock, token + u,
+                                depth, weight + (p * depth + u) * kPanel,
+                                sums + i * sum_stride + p * kPanel, sum_stride,
+                                /*accumulate=*/t > 0 || u > 0);
           }
         }
       }

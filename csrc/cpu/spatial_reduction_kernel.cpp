@@ -44,18 +44,17 @@ template <class scalar_t>
 void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
          const Tensor& norm_weight, const Tensor& norm_bias, double eps, Tensor& out) {
   const auto pack = PVT_BEST_LEVEL(pack_four_channels<scalar_t>);
-  const int64_t window = s.sr_ratio * s.sr_ratio;
   const scalar_t* weight_data = static_cast<const scalar_t*>(weight.const_data_ptr());
-  const Tensor packed = torch::stable::empty({PVT_BEST_LEVEL(packed_weight_size)(s.C, s.sr_ratio)},
-                                             ScalarType::Float);
+  const Tensor packed = torch::stable::empty(
+      {PVT_BEST_LEVEL(packed_weight_size<scalar_t>)(s.C, s.sr_ratio)}, ScalarType::Float);
   float* packed_data = static_cast<float*>(packed.mutable_data_ptr());
 
   // packed <- weight, four output channels at a time, those that pad the last panel included
   const int64_t channels = PVT_BEST_LEVEL(num_panels)(s.C) * PVT_BEST_LEVEL(kPanel);
   torch::stable::parallel_for(0, channels / 4, 1, [&](int64_t begin, int64_t end) {
-    float* rows = thread_scratch(4 * s.C * window);
+    float* scratch = thread_scratch(PVT_BEST_LEVEL(pack_scratch_size)(s.C, s.sr_ratio));
     for (int64_t group = begin; group < end; ++group) {
-      pack(weight_data, s.C, s.sr_ratio, 4 * group, packed_data, rows);
+      pack(weight_data, s.C, s.sr_ratio, 4 * group, packed_data, scratch);
     }
   });
 

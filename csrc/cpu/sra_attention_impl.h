@@ -4,35 +4,41 @@
 // stay in the first-level caches while the queries stream past, six rows at a time. More than
 // kKeyBlock keys are taken block by block with a running maximum, as in FlashAttention.
 
-#include "cpu/convert.h"
 #include "cpu/gemm.h"
 
 constexpr int64_t kKeyBlock = 512;  // 6 rows of scores: 12 KB
 
-// Floats of the packed keys and values of one head: keys [panels][head_dim][kPanel], then values
-// [panels][kv_len][kPanel].
+// The packed keys of one head are units, [panels][units of head_dim][kPanel]; its values follow as
+// floats, [panels][kv_len][kPanel].
+template <class scalar_t>
+inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
+  return round_up(kv_len, kPanel) * num_units<scalar_t>(head_dim);
+}
+
+template <class scalar_t>
 inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
-  return round_up(kv_len, kPanel) * head_dim + kv_len * round_up(head_dim, kPanel);
+  return packed_keys_size<scalar_t>(kv_len, head_dim) + kv_len * round_up(head_dim, kPanel);
 }
 
 // Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
 template <class scalar_t>
 inline void pack_head(const scalar_t* k, const scalar_t* v, int64_t kv_len, int64_t head_dim,
                       int64_t kv_stride, float* packed, float* rows) {
+  const int64_t depth = num_units<scalar_t>(head_dim);
   // keys: column j of panel p is key p * kPanel + j; four at a time, zero beyond kv_len
   for (int64_t j = 0; j < round_up(kv_len, kPanel); j += 4) {
     for (int64_t i = 0; i < 4; ++i) {
       if (j + i < kv_len) {
-        to_float(k + (j + i) * kv_stride, head_dim, rows + i * head_dim);
+        Operand<scalar_t>::to_units(k + (j + i) * kv_stride, head_dim, rows + i * depth);
       } else {
-        __builtin_memset(rows + i * head_dim, 0, head_dim * sizeof(float));
+        __builtin_memset(rows + i * depth, 0, depth * sizeof(float));
       }
     }
-    float* column = packed + j / kPanel * head_dim * kPanel + j % kPanel;
-    transpose_into_panel(rows, head_dim, head_dim, [=](int64_t d) { return column + d * kPanel; });
+    float* column = packed + j / kPanel * depth * kPanel + j % kPanel;
+    transpose_into_panel(rows, depth, depth, [=](int64_t d) { return column + d * kPanel; });
   }
   // values: row j of panel p is v[j][p * kPanel ...]
-  float* values = packed + round_up(kv_len, kPanel) * head_dim;
+  float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
   for (int64_t j = 0; j < kv_len; ++j) {
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const int64_t width = head_dim - d < kPanel ? head_dim - d : kPanel;
@@ -45,16 +51,18 @@ inline void pack_head(const scalar_t* k, const scalar_t* v, int64_t kv_len, int6
   }
 }
 
-// s_j <- exp(s_j - m), returns sum_j s_j, with the running maximum m <- max(m, s_j).
-// The scores that pad the last vector become 0.
-inline float softmax_row(float* s, int64_t keys, float* m) {
+// s_j <- exp(scale * s_j - m), returns sum_j s_j, with the running maximum m <- max(m, scale *
+// s_j). What pads the last vector becomes 0.
+inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
   const int64_t padded = round_up(keys, kLanes);
-  for (int64_t j = keys; j < padded; ++j) {
-    s[j] = -INFINITY;
-  }
   Vec best = broadcast(*m);
   for (int64_t j = 0; j < padded; j += kLanes) {
-    best = max(best, load(s + j));
+    Vec scaled = load(s + j) * scale;
+    if (j + kLanes > keys) {
+      scaled = first_lanes(scaled, keys - j, -INFINITY);
+    }
+    store(s + j, scaled);
+    best = max(best, scaled);
   }
   *m = reduce_max(best);
   Vec sum{};
@@ -77,22 +85,19 @@ template <class scalar_t>
 inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int64_t num_rows,
                    int64_t kv_len, int64_t head_dim, float scale, scalar_t* out, int64_t out_stride,
                    float* scratch) {
+  const int64_t depth = num_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
   const int64_t s_stride = round_up(kKeyBlock, kPanel);
-  float* q_tile = scratch;                  // [kMaxRows, head_dim]
-  float* s = q_tile + kMaxRows * head_dim;  // [kMaxRows, s_stride]
-  float* o = s + kMaxRows * s_stride;       // [kMaxRows, o_stride]
+  float* q_tile = scratch;               // [kMaxRows, depth]
+  float* s = q_tile + kMaxRows * depth;  // [kMaxRows, s_stride]
+  float* o = s + kMaxRows * s_stride;    // [kMaxRows, o_stride]
   const float* keys = packed;
-  const float* values = packed + round_up(kv_len, kPanel) * head_dim;
+  const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
   for (int64_t row = 0; row < num_rows; row += kMaxRows) {
     const int64_t rows = num_rows - row < kMaxRows ? num_rows - row : kMaxRows;
     for (int64_t i = 0; i < rows; ++i) {
-      float* q_row = q_tile + i * head_dim;
-      to_float(q + (row + i) * q_stride, head_dim, q_row);
-      for (int64_t d = 0; d < head_dim; ++d) {
-        q_row[d] *= scale;
-      }
+      Operand<scalar_t>::to_units(q + (row + i) * q_stride, head_dim, q_tile + i * depth);
     }
     float m[kMaxRows], l[kMaxRows];
     for (int64_t i = 0; i < rows; ++i) {
@@ -101,15 +106,15 @@ inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int
     }
     for (int64_t first = 0; first < kv_len; first += kKeyBlock) {
       const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
-      // s <- (scale * q) k^T
+      // s <- q k^T
       for (int64_t j = 0; j < num_keys; j += kPanel) {
-        gemm_tile(rows, head_dim, q_tile, head_dim, keys + (first + j) * head_dim, s + j, s_stride,
-                  /*accumulate=*/false);
+        gemm_tile<scalar_t>(rows, depth, q_tile, depth, keys + (first + j) * depth, s + j, s_stride,
+                            /*accumulate=*/false);
       }
-      // s <- exp(s - m);  l <- l * delta + sum s;  o <- o * delta
+      // s <- exp(scale * s - m);  l <- l * delta + sum s;  o <- o * delta
       for (int64_t i = 0; i < rows; ++i) {
         const float previous = m[i];
-        const float sum = softmax_row(s + i * s_stride, num_keys, &m[i]);
+        const float sum = softmax_row(s + i * s_stride, num_keys, scale, &m[i]);
         if (first > 0 && m[i] != previous) {
           const float delta = std::exp(previous - m[i]);
           l[i] *= delta;
@@ -121,8 +126,8 @@ inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int
       }
       // o <- o + s v
       for (int64_t d = 0; d < head_dim; d += kPanel) {
-        gemm_tile(rows, num_keys, s, s_stride, values + d * kv_len + first * kPanel, o + d,
-                  o_stride, /*accumulate=*/first > 0);
+        gemm_tile<float>(rows, num_keys, s, s_stride, values + d * kv_len + first * kPanel, o + d,
+                         o_stride, /*accumulate=*/first > 0);
       }
     }
     // out <- o / l

@@ -29,35 +29,31 @@ void run(const SraShape& s, const Tensor& q, const Tensor& kv, double scale, Ten
   const scalar_t* kv_data = static_cast<const scalar_t*>(kv.const_data_ptr());
   scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
 
-  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size)(s.kv_len, s.head_dim);
-  const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim);
   const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
   const auto attend = PVT_BEST_LEVEL(attend<scalar_t>);
-  const Tensor packed = torch::stable::empty({s.B * s.num_heads, head_size}, ScalarType::Float);
-  float* packed_data = static_cast<float*>(packed.mutable_data_ptr());
+  const int64_t packed_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+  const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim);
 
-  // packed[b, h] <- keys and values of the head
-  torch::stable::parallel_for(0, s.B * s.num_heads, 1, [&](int64_t begin, int64_t end) {
-    float* rows = thread_scratch(4 * s.head_dim);
-    for (int64_t i = begin; i < end; ++i) {
-      const scalar_t* k = kv_data + i / s.num_heads * kv.stride(0) + i % s.num_heads * s.head_dim;
-      pack(k, k + s.C, s.kv_len, s.head_dim, kv.stride(1), packed_data + i * head_size, rows);
-    }
-  });
-
-  // out[b, rows, h] <- attention of a block of queries
   const int64_t num_blocks = (s.N + kRowsPerTask - 1) / kRowsPerTask;
   torch::stable::parallel_for(
       0, s.B * s.num_heads * num_blocks, 1, [&](int64_t begin, int64_t end) {
-        float* scratch = thread_scratch(scratch_size);
+        float* packed = thread_scratch(packed_size + scratch_size);
+        float* scratch = packed + packed_size;
+        int64_t packed_head = -1;
         for (int64_t task = begin; task < end; ++task) {
           const int64_t head = task / num_blocks;  // b * num_heads + h
           const int64_t row = task % num_blocks * kRowsPerTask;
           const int64_t b = head / s.num_heads, column = head % s.num_heads * s.head_dim;
-          attend(q_data + b * q.stride(0) + row * q.stride(1) + column, q.stride(1),
-                 packed_data + head * head_size, std::min(kRowsPerTask, s.N - row), s.kv_len,
-                 s.head_dim, static_cast<float>(scale), out_data + (b * s.N + row) * s.C + column,
-                 s.C, scratch);
+          // Blocks of a head follow each other, so a thread packs each head once; threads that
+          // share a head pack it twice, which is cheaper than waiting for each other.
+          if (head != packed_head) {
+            const scalar_t* k = kv_data + b * kv.stride(0) + column;
+            pack(k, k + s.C, s.kv_len, s.head_dim, kv.stride(1), packed, scratch);
+            packed_head = head;
+          }
+          attend(q_data + b * q.stride(0) + row * q.stride(1) + column, q.stride(1), packed,
+                 std::min(kRowsPerTask, s.N - row), s.kv_len, s.head_dim, static_cast<float>(scale),
+                 out_data + (b * s.N + row) * s.C + column, s.C, scratch);
         }
       });
 }

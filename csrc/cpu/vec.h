@@ -26,7 +26,13 @@ inline void store(float* p, Vec v) {
 }
 
 inline Vec broadcast(float x) {
-  return x - Vec{};
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  return (Vec)_mm512_set1_ps(x);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  return (Vec)_mm256_set1_ps(x);
+#else
+  return Vec{x, x, x, x};
+#endif
 }
 
 // a * b + c, rounded once where the level has fused multiply-add.
@@ -38,6 +44,15 @@ inline Vec fmadd(Vec a, Vec b, Vec c) {
 #else
   return a * b + c;
 #endif
+}
+
+// The first `count` lanes of v, `other` in the rest.
+inline Vec first_lanes(Vec v, int64_t count, float other) {
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) {
+    lane[i] = i;
+  }
+  return lane < static_cast<int32_t>(count) ? v : broadcast(other);
 }
 
 // A NaN in b is kept, as torch's max does.

@@ -1,0 +1,115 @@
+"""The operators beside PyTorch's own, on the shapes of the published models.
+
+    python -m benchmarks.ops [--seconds 1] [--threads 2] [--json FILE]
+
+`eager` is the published formula: matmul, softmax, matmul; or convolution and LayerNorm on a feature
+map. `sdpa` is torch's scaled_dot_product_attention. The ratio is to the faster of them: above 1 ours
+is faster.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import interleaved, machine, spread
+from pvt_ext import ops, reference
+from tests.cases import ATTENTION, REDUCTION, AttentionCase, ReductionCase
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # B, L, C -> B, h, L, d
+
+
+def eager_attention(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    k, v = kv.chunk(2, dim=-1)
+    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+    probs = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1)
+    return (probs @ v).transpose(1, 2).flatten(2)
+
+
+def sdpa(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    k, v = kv.chunk(2, dim=-1)
+    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def candidates(
+    case: AttentionCase | ReductionCase, dtype: torch.dtype
+) -> tuple[str, dict[str, Callable[[], object]], float]:
+    """A label, what to run, and the multiply-accumulates of one run."""
+    if isinstance(case, AttentionCase):
+        q, kv, num_heads, scale = case.inputs(dtype)
+        label = f"attention {case.B}x{case.N}x{case.C}, {case.kv_len} keys, {num_heads} heads"
+        runs: dict[str, Callable[[], object]] = {
+            "ours": lambda: ops.sra_attention(q, kv, num_heads, scale),
+            "eager": lambda: eager_attention(q, kv, num_heads, scale),
+            "sdpa": lambda: sdpa(q, kv, num_heads, scale),
+        }
+        return label, runs, 2 * case.B * case.N * case.kv_len * case.C
+    inputs = case.inputs(dtype)
+    R = case.sr_ratio
+    label = f"reduction {case.B}x{case.H}x{case.W}x{case.C}, R {R}"
+    macs = case.B * (case.H // R) * (case.W // R) * (case.C * R) ** 2
+    return (
+        label,
+        {
+            "ours": lambda: ops.spatial_reduction(*inputs),
+            "eager": lambda: reference.spatial_reduction(*inputs),
+        },
+        macs,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=1.0, help="per row (default 1)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", help="also write the rows to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    print(machine())
+    columns = ("ours ms", "eager", "sdpa")
+    print(
+        f"{'case':46} {'dtype':9} {' '.join(f'{c:>9}' for c in columns)} {'GFLOP/s':>8} {'ratio':>6}"
+    )
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for case in [case for case in (*ATTENTION, *REDUCTION) if case.real]:
+            for B in (1, 8):
+                label, runs, macs = candidates(replace(case, B=B), dtype)
+                with torch.inference_mode():
+                    times = interleaved(runs, args.seconds)
+                median = {name: statistics.median(values) for name, values in times.items()}
+                ratio = min(median[name] for name in median if name != "ours") / median["ours"]
+                name = str(dtype).removeprefix("torch.")
+                cells = [f"{median[peer]:9.3f}" if peer in median else f"{'':9}"
+                         for peer in ("ours", "eager", "sdpa")]  # fmt: skip
+                gflops = 2 * macs / median["ours"] / 1e6
+                print(
+                    f"{label:46} {name:9} {' '.join(cells)} {gflops:8.0f} {ratio:6.2f}", flush=True
+                )
+                rows.append(
+                    {
+                        "case": label,
+                        "dtype": name,
+                        "milliseconds": median,
+                        "spread": {peer: spread(values) for peer, values in times.items()},
+                        "gflops": gflops,
+                        "ratio": ratio,
+                    }
+                )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"machine": machine(), "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
