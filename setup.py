@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pybind11
@@ -19,6 +20,18 @@ def operator_sources() -> list[str]:
     """The lines of csrc/sources.txt, as paths relative to this file."""
     lines = (ROOT / "csrc/sources.txt").read_text().splitlines()
     return [f"csrc/{line}" for line in lines if line and not line.startswith("#")]
+
+
+def check_cuda_wish() -> None:
+    """PVT_WITH_CUDA=auto|0|1, by toolkit and torch build, never by the presence of a GPU."""
+    wish = os.environ.get("PVT_WITH_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"PVT_WITH_CUDA: expected auto, 0 or 1, got {wish!r}")
+    if wish == "1":
+        sys.exit(
+            "PVT_WITH_CUDA=1: this version has no CUDA kernels of its own to compile (on a GPU its "
+            "operators run through ATen); unset PVT_WITH_CUDA"
+        )
 
 
 def default_max_jobs() -> int:
@@ -57,6 +70,7 @@ class BuildOperators(BuildExtension):
         super().copy_extensions_to_source()
 
 
+check_cuda_wish()
 setup(
     ext_modules=[
         CppExtension(

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ops [--seconds 1] [--threads 2] [--json FILE]
 
-`eager` is the published formula: matmul, softmax, matmul; or convolution and LayerNorm on a feature
-map. `sdpa` is torch's scaled_dot_product_attention. The ratio is to the faster of them: above 1 ours
-is faster.
+`eager` is the published formula: matmul, softmax, matmul; or convolution and LayerNorm on a
+feature map. `sdpa` is torch's scaled_dot_product_attention. The ratio is to the faster of them:
+above 1 ours is faster.
 """
 
 import argparse
@@ -76,10 +76,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     print(machine())
-    columns = ("ours ms", "eager", "sdpa")
-    print(
-        f"{'case':46} {'dtype':9} {' '.join(f'{c:>9}' for c in columns)} {'GFLOP/s':>8} {'ratio':>6}"
-    )
+    headings = " ".join(f"{heading:>9}" for heading in ("ours ms", "eager", "sdpa"))
+    print(f"{'case':46} {'dtype':9} {headings} {'GFLOP/s':>8} {'ratio':>6}")
     rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for case in [case for case in (*ATTENTION, *REDUCTION) if case.real]:

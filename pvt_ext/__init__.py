@@ -10,8 +10,6 @@ from pvt_ext import _library
 
 _C = _library.load()
 
-from pvt_ext import ops  # noqa: E402
-
 __version__: str = _C.version()
 
 
@@ -41,4 +39,31 @@ def build_info() -> dict[str, Any]:
     return dict(_C.build_info())
 
 
-__all__ = ["__version__", "build_info", "cpu_level", "ops", "ops_library", "ops_version"]
+# The operators have to be there before a module that uses them is scripted, hence the order.
+from pvt_ext import nn, ops  # noqa: E402
+from pvt_ext.model import PVT, create_model, list_models  # noqa: E402
+from pvt_ext.preprocess import Preprocess, load_image  # noqa: E402
+
+from pvt_ext.export import export_torchscript, load_torchscript  # noqa: E402  # isort: skip
+from pvt_ext.summary import summary  # noqa: E402
+from pvt_ext.weights import load_official, load_weights  # noqa: E402
+
+__all__ = [
+    "PVT",
+    "Preprocess",
+    "__version__",
+    "build_info",
+    "cpu_level",
+    "create_model",
+    "export_torchscript",
+    "list_models",
+    "load_image",
+    "load_official",
+    "load_torchscript",
+    "load_weights",
+    "nn",
+    "ops",
+    "ops_library",
+    "ops_version",
+    "summary",
+]

@@ -1,0 +1,231 @@
+"""The command ``pvt``: list, summary, export, predict, info.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad arguments.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    sys.exit(f'pvt: {error.name} is not installed; run: pip install "pvt_ext[cli]"')
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pvt_ext
+from pvt_ext.download import DownloadError
+from pvt_ext.export import WeightsSource, export_torchscript, load_torchscript
+from pvt_ext.model import VARIANTS, create_model, list_models
+from pvt_ext.preprocess import load_image
+from pvt_ext.summary import summary
+from pvt_ext.weights import PUBLISHED, load_official, load_weights
+
+app = typer.Typer(
+    help="Pyramid Vision Transformer: models, export and prediction.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # errors and help as plain lines
+    pretty_exceptions_enable=False,
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: an error of the library becomes one line on stderr and exit code 1."""
+    try:
+        app(args, prog_name="pvt")
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"pvt: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``224x896`` (height x width)."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise typer.BadParameter(f"expected a side such as 224 or HEIGHTxWIDTH, got {text!r}")
+    return sides[0], sides[-1]
+
+
+def check_name(name: str) -> str:
+    if name not in VARIANTS:
+        raise typer.BadParameter(f"unknown model {name!r}; there are {', '.join(list_models())}")
+    return name
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", callback=check_name, help="Model, as in `pvt list`.")
+]
+Size = Annotated[str, typer.Option(help="Image side, or HEIGHTxWIDTH.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """Table of the models: size, work per 224 x 224 image, published accuracy."""
+    table = Table("model", box=None)
+    for heading in ("parameters", "GMAC at 224", "ImageNet top-1 %", "weights, MB"):
+        table.add_column(heading, justify="right")
+    for name in list_models():
+        size, published = summary(name), PUBLISHED.get(name)
+        columns = [name, f"{size.parameters:,}", f"{size.macs / 1e9:.3f}"]
+        columns += [f"{published.top1}", f"{published.megabytes}"] if published else ["-", "-"]
+        table.add_row(*columns)
+    Console().print(table)
+
+
+@app.command("summary")
+def summary_(name: Name, size: Size = "224") -> None:
+    """Parameters and multiply-accumulates of each stage at an image size."""
+    print(summary(name, parse_size(size)))
+
+
+@app.command()
+def info() -> None:
+    """What is installed: versions, compiler, CPU instruction set in use."""
+    facts = pvt_ext.build_info() | {
+        "torch in use": torch.__version__,
+        "cpu_level": pvt_ext.cpu_level(),
+        "ops_library": pvt_ext.ops_library(),
+    }
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        print(f"{name}: {text}")
+
+
+@app.command()
+def export(
+    name: Name,
+    weights: Annotated[
+        str, typer.Option(help="official (download), random, or a checkpoint file.")
+    ] = "official",
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Weights, arithmetic.")] = "fp32",
+    preset: Annotated[
+        Literal["paper", "timm", "hf"], typer.Option(help="Preprocessing in the file.")
+    ] = "paper",
+    img_size: Size = "224",
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the weights.")] = 1000,
+    labels: Annotated[Path | None, typer.Option(help="Text file, one class name per line.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default NAME.pt.")
+    ] = None,
+) -> None:
+    """Write a model as one TorchScript file for Python and C++."""
+    size = parse_size(img_size)
+    path = output or Path(f"{name}.pt")
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else None
+    command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", preset]
+    command += ["--img-size", img_size, "--num-classes", str(num_classes)]
+    command += ["--seed", str(seed)] if weights == "random" else []
+    command += ["--labels", str(labels)] if labels else []
+
+    torch.manual_seed(seed)
+    model = create_model(name, img_size=size, num_classes=num_classes)
+    source: WeightsSource = "random"
+    sha256 = None
+    if weights == "official":
+        source, sha256 = "official", _load_official(model)
+    elif weights != "random":
+        source, sha256 = "file", load_weights(model, weights).sha256
+    export_torchscript(
+        model,
+        path,
+        preset=preset,
+        dtype=dtype,
+        labels=names,
+        weights_source=source,
+        weights_sha256=sha256,
+        seed=seed if weights == "random" else None,
+        command=shlex.join([*command, "-o", str(path)]),
+    )
+    megabytes = path.stat().st_size / 1e6
+    print(f"{path}: {name}, {dtype}, {source} weights, {megabytes:.1f} MB", file=sys.stderr)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="File written by `pvt export`.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    topk: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: one object per line.")
+    ] = "text",
+    logits: Annotated[
+        Path | None, typer.Option(help="Write all class scores, [images, classes], as .npy.")
+    ] = None,
+    dump_input: Annotated[
+        Path | None, typer.Option(help="Write the network's input, [images, 3, H, W], as .npy.")
+    ] = None,
+) -> None:
+    """Classify images with an exported model, one at a time.
+
+    An image that cannot be read is reported and skipped; the exit code is then 1.
+    """
+    network, metadata = load_torchscript(model)
+    inputs: list[Tensor] = []
+    scores: list[Tensor] = []
+    failures = 0
+    for path in images:
+        try:
+            image = load_image(path)
+        except ValueError as error:
+            print(f"pvt: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        with torch.inference_mode():
+            x = network.preprocess(image)
+            y = network(x.unsqueeze(0))[0]
+        inputs.append(x)
+        scores.append(y)
+        answer = {"image": str(path), "topk": _top_classes(y, topk, metadata["labels"])}
+        print(json.dumps(answer, ensure_ascii=False) if format == "json" else _as_text(answer))
+    if inputs:
+        for file, tensors in ((logits, scores), (dump_input, inputs)):
+            if file is not None:
+                with file.open("wb") as stream:  # np.save would append .npy to another name
+                    np.save(stream, torch.stack(tensors).numpy())
+    if failures:
+        raise typer.Exit(1)
+
+
+def _load_official(model: pvt_ext.model.PVT) -> str | None:
+    try:
+        return load_official(model).sha256
+    except DownloadError as error:
+        raise DownloadError(f"{error}, or try it with --weights random") from error
+
+
+def _top_classes(logits: Tensor, topk: int, labels: list[str] | None) -> list[dict[str, Any]]:
+    probs = logits.softmax(dim=0)
+    indices = logits.topk(min(topk, len(logits))).indices.tolist()
+    return [
+        {
+            "index": i,
+            "label": labels[i] if labels else None,
+            "prob": probs[i].item(),
+            "logit": logits[i].item(),
+        }
+        for i in indices
+    ]
+
+
+def _as_text(answer: dict[str, Any]) -> str:
+    lines = [answer["image"]]
+    for rank, row in enumerate(answer["topk"], start=1):
+        numbers = f"{rank:3}  {row['prob']:.4f}  {row['logit']:8.3f}  {row['index']:4}"
+        lines.append(f"{numbers}  {row['label'] or ''}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

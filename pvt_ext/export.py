@@ -1,0 +1,202 @@
+"""Write a model as one TorchScript file that Python and C++ run without its source.
+
+The file answers ``forward(x: float32 [B, 3, H, W]) -> float32 [B, num_classes]`` and
+``preprocess(image: uint8 [H, W, 3]) -> float32 [3, height, width]``. An entry ``pvt.json`` inside
+says what it is: variant, size, dtype, labels, preprocessing, origin of the weights, and the
+operators a program must load (``libpvt_ops.so``) before it can run the file.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import pvt_ext
+from pvt_ext.model import PVT
+from pvt_ext.preprocess import Preprocess
+
+METADATA = "pvt.json"
+FORMAT = 1  # raised when a reader of pvt.json must change
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+WeightsSource = Literal["official", "random", "file", "model"]
+
+
+class ModelFile(nn.Module):
+    """What an exported file contains: the network and its preprocessing."""
+
+    def __init__(self, model: PVT, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model = model
+        self.transform = preprocess
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.model.norm.weight.dtype)).float()
+
+    @torch.jit.export
+    def preprocess(self, image: Tensor) -> Tensor:
+        return self.transform(image)
+
+
+def export_torchscript(
+    model: PVT,
+    path: str | os.PathLike[str],
+    *,
+    preset: str = "paper",
+    dtype: str = "fp32",
+    labels: Sequence[str] | None = None,
+    weights_source: WeightsSource = "model",
+    weights_sha256: str | None = None,
+    seed: int | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Script ``model`` in evaluation mode and write it to ``path``.
+
+    The file is complete or absent: it is written beside ``path`` and then renamed. ``model`` is
+    not changed.
+
+    Args:
+        model: a model for RGB images (``in_chans=3``).
+        path: usually ``<variant>.pt``.
+        preset: preprocessing, a name in :data:`pvt_ext.preprocess.PRESETS`.
+        dtype: ``"fp32"`` or ``"bf16"``, of weights and arithmetic. Input and output are float32.
+        labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
+        weights_source, weights_sha256, seed: where the weights come from, recorded in the file;
+            ``"model"`` says no more than that the model had them.
+        command: what to type to make this file again, recorded in the file.
+
+    Returns:
+        the contents of ``pvt.json``.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if model.in_chans != 3:
+        raise ValueError(f"model: expected in_chans 3 (RGB images), got {model.in_chans}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"path: expected a file name in an existing folder, got {path}")
+    names = list(labels) if labels is not None else _default_labels(model.num_classes)
+    if names is not None and len(names) != model.num_classes:
+        raise ValueError(f"labels: expected {model.num_classes} names, got {len(names)}")
+
+    preprocess = Preprocess(preset, model.img_size)
+    module = ModelFile(deepcopy(model).to("cpu", DTYPES[dtype]), preprocess).eval()
+    # Not frozen: a frozen module holds its weights as constants of the graph, out of reach of
+    # `.to(device)`, and gains little: on two cores, three runs, time frozen / not frozen was
+    # 0.93..1.00 at batch 1 and 0.96..1.02 at batch 8 (pvt_small, interleaved), and with
+    # optimize_for_inference 1.00..1.20.
+    with _torchscript_warnings_ignored():
+        scripted = torch.jit.script(module)
+        operators = [name for name in torch.jit.export_opnames(scripted) if name[:5] == "pvt::"]
+    metadata = {
+        "format": FORMAT,
+        "library": "pvt_ext",
+        "version": pvt_ext.__version__,
+        "torch": torch.__version__.partition("+")[0],
+        "variant": model.variant,
+        "num_classes": model.num_classes,
+        "in_chans": model.in_chans,
+        "img_size": list(model.img_size),
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "ops": {"version": pvt_ext.ops_version(), "required": sorted(operators)},
+        "preprocess": {
+            "preset": preset,
+            "mode": preprocess.mode,
+            "resize": preprocess.resize,
+            "crop": list(preprocess.crop),
+            "interpolation": preprocess.interpolation,
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+        },
+        "labels": names,
+        "weights": {"source": weights_source, "seed": seed, "sha256": weights_sha256},
+        "command": command,
+    }
+    _save(scripted, path, metadata)
+    return metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The contents of ``pvt.json`` in an exported file, without loading the model.
+
+    Raises:
+        ValueError: the file is missing, damaged or something else; the message says what.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+            if f"extra/{METADATA}" in names:
+                entry = archive.namelist()[names.index(f"extra/{METADATA}")]
+                return dict(json.loads(archive.read(entry)))
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not an exported model, or damaged ({error})") from error
+    if "constants.pkl" in names:
+        raise ValueError(
+            f"{path}: a TorchScript file without {METADATA}; pvt export did not write it"
+        )
+    if "data.pkl" in names:
+        raise ValueError(
+            f"{path}: a checkpoint (weights only), not an exported model; "
+            f"make one with: pvt export NAME --weights {path}"
+        )
+    raise ValueError(f"{path}: a zip archive, but not an exported model")
+
+
+def load_torchscript(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """An exported model, ready to run on the CPU, and its metadata.
+
+    ``torch.jit.load(path)`` does as well; this says more clearly what is wrong with a file.
+
+    Raises:
+        ValueError: the file is not an exported model, or needs other operators than this library.
+    """
+    metadata = read_metadata(path)
+    needed, found = metadata["ops"]["version"], pvt_ext.ops_version()
+    if needed > found:
+        raise ValueError(
+            f"{path}: needs operator version {needed} (exported by pvt_ext {metadata['version']}), "
+            f"this is pvt_ext {pvt_ext.__version__} with version {found}"
+        )
+    try:
+        with _torchscript_warnings_ignored():
+            return torch.jit.load(os.fspath(path)), metadata
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path}: cannot be loaded ({reason})") from error
+
+
+def _save(scripted: torch.jit.ScriptModule, path: Path, metadata: dict[str, Any]) -> None:
+    # In a folder of its own under its final name, because torch names the archive's root after it.
+    with tempfile.TemporaryDirectory(prefix=".pvt-export-", dir=path.absolute().parent) as folder:
+        temporary = Path(folder) / path.name
+        extra = {METADATA: json.dumps(metadata, indent=1, ensure_ascii=False)}
+        with _torchscript_warnings_ignored():
+            torch.jit.save(scripted, temporary, _extra_files=extra)
+        os.replace(temporary, path)
+
+
+def _default_labels(num_classes: int) -> list[str] | None:
+    if num_classes != 1000:
+        return None
+    return (files("pvt_ext") / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+
+
+@contextmanager
+def _torchscript_warnings_ignored() -> Iterator[None]:
+    """Hide torch's notice that TorchScript is deprecated, which README's policy covers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated")
+        yield

@@ -1,0 +1,367 @@
+"""The Pyramid Vision Transformer: image -> 4 x stage -> norm -> head.
+
+A model is described by data, one :class:`StageSpec` per stage; the table of published variants is
+at the end of this file. Each stage cuts its input into patches, adds positions and runs its blocks,
+so stage 1..4 works at 1/4, 1/8, 1/16 and 1/32 of the image's height and width.
+
+Source: Wang et al., Pyramid Vision Transformer, ICCV 2021 (PVT v1).
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvt_ext.nn import BLOCK_EPS, Block, PatchEmbed, check_at_least, check_probability, to_pair
+
+
+class StageSpec(NamedTuple):
+    """What distinguishes one stage from another."""
+
+    embed_dim: int
+    depth: int  # blocks
+    num_heads: int
+    mlp_ratio: float
+    sr_ratio: int  # spatial reduction of keys and values
+    patch_size: int  # also the factor by which this stage shrinks the grid
+
+
+def min_image_size(specs: Sequence[StageSpec]) -> int:
+    """The smallest image side at which every stage has a grid of at least its ``sr_ratio``."""
+    stride, side = 1, 1
+    for spec in specs:
+        stride *= spec.patch_size
+        side = max(side, stride * spec.sr_ratio)
+    return side
+
+
+def as_map(x: Tensor, H: int, W: int) -> Tensor:
+    """Tokens ``[B, H * W, C]`` as a feature map ``[B, C, H, W]``: a view, channels last."""
+    return x.transpose(1, 2).unflatten(2, (H, W))
+
+
+class Stage(nn.Module):
+    """Patch embedding, positions and blocks of one resolution.
+
+    The position table belongs to the grid of ``img_size``. On any other grid it is resized
+    bilinearly, as in the published formula; the decision compares heights and widths.
+
+    Args:
+        spec: the numbers of this stage.
+        img_size: ``(height, width)`` of the input that the position table is made for.
+        in_chans: channels of the input.
+        drop_path: stochastic depth probability of each block.
+        cls_token: whether this stage owns a class token. Its position is row 0 of the table.
+        fused: use the operators of this library; False selects plain PyTorch.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        img_size: tuple[int, int],
+        in_chans: int,
+        drop_path: Sequence[float],
+        cls_token: bool = False,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = spec.embed_dim
+        self.patch_embed = PatchEmbed(img_size, spec.patch_size, in_chans, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
+        num_positions = self.patch_embed.num_patches + int(cls_token)
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, spec.num_heads, spec.mlp_ratio, spec.sr_ratio, rate, fused)
+            for rate in drop_path
+        )
+
+    def forward(self, x: Tensor, with_cls: bool = True) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens of this stage and the grid ``(H, W)`` they form.
+
+        Args:
+            x: feature map, ``[B, in_chans, H_in, W_in]``.
+            with_cls: whether the class token of this stage, if it has one, takes part.
+
+        Returns:
+            tokens ``[B, H * W, embed_dim]``, with the class token ``[B, 1 + H * W, embed_dim]``.
+        """
+        x, (H, W) = self.embed(x, with_cls)
+        for block in self.blocks:
+            x = block(x, H, W)
+        return x, (H, W)
+
+    def embed(self, x: Tensor, with_cls: bool) -> tuple[Tensor, tuple[int, int]]:
+        """The first half of :meth:`forward`: tokens with their positions, and their grid."""
+        x, (H, W) = self.patch_embed(x)
+        table = self.pos_embed
+        cls_token = self.cls_token
+        if cls_token is None:
+            return x + self._resize(table, H, W), (H, W)
+        x = x + self._resize(table[:, 1:], H, W)
+        if with_cls:
+            cls = cls_token + table[:, :1]
+            x = torch.cat((cls.expand(x.shape[0], -1, -1), x), dim=1)
+        return x, (H, W)
+
+    def _resize(self, table: Tensor, H: int, W: int) -> Tensor:
+        # 1, H0 * W0, C -> 1, H * W, C
+        H0, W0 = self.patch_embed.H, self.patch_embed.W
+        if H == H0 and W == W0:
+            return table
+        table = table.transpose(1, 2).unflatten(2, (H0, W0))  # 1, N, C -> 1, C, H0, W0
+        table = F.interpolate(table, size=[H, W], mode="bilinear", align_corners=False)
+        return table.flatten(2).transpose(1, 2)
+
+
+class PVT(nn.Module):
+    """Pyramid Vision Transformer for classification, and as a backbone.
+
+    Any image whose sides are at least :attr:`min_size` is accepted, whatever ``img_size`` is;
+    sides need not be multiples of 32 (what does not fill a patch is dropped).
+
+    Args:
+        specs: the stages, in order.
+        num_classes: outputs of the head; 0 means no head, so ``forward`` returns features.
+        in_chans: channels of the image.
+        img_size: image side, or ``(height, width)``, that the position tables are made for.
+        drop_path_rate: stochastic depth of the last block; earlier blocks rise to it linearly.
+        fused: use the operators of this library; False selects plain PyTorch.
+        variant: name of this configuration, carried into exported files.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[StageSpec],
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        drop_path_rate: float = 0.0,
+        fused: bool = True,
+        variant: str = "",
+    ) -> None:
+        super().__init__()
+        check_at_least("in_chans", in_chans, 1)
+        check_probability("drop_path_rate", drop_path_rate)
+        self.variant = variant
+        self.in_chans = in_chans
+        self.img_size = to_pair("img_size", img_size)
+        self.min_size = min_image_size(specs)
+        self.num_features = specs[-1].embed_dim
+        self._check_size(self.img_size[0], self.img_size[1])
+
+        num_blocks = sum(spec.depth for spec in specs)
+        rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+        stages: list[Stage] = []
+        feature_info: list[dict[str, Any]] = []
+        size, chans, stride, start = self.img_size, in_chans, 1, 0
+        for i, spec in enumerate(specs):
+            is_last = i == len(specs) - 1
+            drop_path = rates[start : start + spec.depth]
+            stages.append(Stage(spec, size, chans, drop_path, cls_token=is_last, fused=fused))
+            size = (size[0] // spec.patch_size, size[1] // spec.patch_size)
+            chans, stride, start = spec.embed_dim, stride * spec.patch_size, start + spec.depth
+            feature_info.append({"num_chs": chans, "reduction": stride, "module": f"stages.{i}"})
+
+        self.feature_info = feature_info
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(self.num_features, eps=BLOCK_EPS)
+        self.init_weights()
+        self.reset_classifier(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of an image batch: ``[B, in_chans, H, W] -> [B, num_classes]``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normalised class token, ``[B, num_features]``: what the head sees."""
+        self._check_image(x)
+        last = len(self.stages) - 1
+        for i, stage in enumerate(self.stages):
+            x, (H, W) = stage(x)
+            if i != last:
+                x = as_map(x, H, W)
+        return self.norm(x[:, 0])  # the norm is per token, so the others need none
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """``[B, num_features] -> [B, num_classes]``."""
+        return self.head(x)
+
+    @torch.jit.export
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps C2, C3, C4, C5 for detection and segmentation.
+
+        As in the published detection code, the class token takes no part and there is no final
+        norm. Channels and strides are in :attr:`feature_info`.
+
+        Args:
+            x: ``[B, in_chans, H, W]``.
+
+        Returns:
+            one ``[B, C, H // stride, W // stride]`` per stage, strides 4, 8, 16 and 32. They are
+            views of tokens (channels last in memory).
+        """
+        self._check_image(x)
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x, (H, W) = stage(x, with_cls=False)
+            x = as_map(x, H, W)
+            maps.append(x)
+        return maps
+
+    @torch.jit.unused
+    def attention_maps(self, x: Tensor) -> list[list[Tensor]]:
+        """Attention probabilities of every block, computed in plain PyTorch.
+
+        Args:
+            x: ``[B, in_chans, H, W]``.
+
+        Returns:
+            per stage, per block: ``[B, num_heads, N, kv_len]``. In the last stage the class token
+            is query 0 and key 0.
+        """
+        self._check_image(x)
+        maps: list[list[Tensor]] = []
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            x, (H, W) = stage.embed(x, True)
+            maps.append([])
+            for block in stage.blocks:
+                assert isinstance(block, Block)
+                maps[-1].append(block.attn.attention_map(block.norm1(x), H, W))
+                x = block(x, H, W)
+            if stage.cls_token is None:
+                x = as_map(x, H, W)
+        return maps
+
+    @torch.jit.unused
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    @torch.jit.unused
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a freshly initialised one; 0 removes it."""
+        check_at_least("num_classes", num_classes, 0)
+        self.num_classes = num_classes
+        self.head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            like = self.norm.weight
+            head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            _init_module(head)
+            self.head = head
+
+    @torch.jit.unused
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that published training exempts from weight decay, besides 1-D ones."""
+        return {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
+
+    @torch.jit.unused
+    def init_weights(self) -> None:
+        """Initialise as published: truncated normal, std 0.02; norms 1 and 0; Linear biases 0."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            nn.init.trunc_normal_(stage.pos_embed, std=0.02)
+            if stage.cls_token is not None:
+                nn.init.trunc_normal_(stage.cls_token, std=0.02)
+        self.apply(_init_module)
+
+    def _check_image(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"PVT: expected an image batch [B, {self.in_chans}, H, W], got shape {x.shape}"
+            )
+        self._check_size(x.shape[2], x.shape[3])
+
+    def _check_size(self, H: int, W: int) -> None:
+        if min(H, W) < self.min_size:
+            raise ValueError(
+                f"PVT: expected an image of at least {self.min_size} x {self.min_size}, "
+                f"got {H} x {W}"
+            )
+
+
+def _init_module(module: nn.Module) -> None:
+    # Convolutions keep PyTorch's default, as in the published code.
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _pvt_v1(depths: tuple[int, ...], dims: tuple[int, ...], heads: tuple[int, ...]) -> Any:
+    # What all published PVT v1 models share: mlp_ratio, sr_ratio and patch_size of stages 1..4.
+    shared = ((8, 8, 4), (8, 4, 2), (4, 2, 2), (4, 1, 2))
+    rows = zip(dims, depths, heads, shared, strict=True)
+    return tuple(StageSpec(dim, depth, num_heads, *rest) for dim, depth, num_heads, rest in rows)
+
+
+VARIANTS: dict[str, tuple[StageSpec, ...]] = {
+    #                        blocks         channels              heads
+    "pvt_tiny":     _pvt_v1((2, 2, 2, 2),   (64, 128, 320, 512),  (1, 2, 5, 8)),
+    "pvt_small":    _pvt_v1((3, 4, 6, 3),   (64, 128, 320, 512),  (1, 2, 5, 8)),
+    "pvt_medium":   _pvt_v1((3, 4, 18, 3),  (64, 128, 320, 512),  (1, 2, 5, 8)),
+    "pvt_large":    _pvt_v1((3, 8, 27, 3),  (64, 128, 320, 512),  (1, 2, 5, 8)),
+    "pvt_huge_v2":  _pvt_v1((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
+}  # fmt: skip
+
+
+def list_models() -> list[str]:
+    """Names that :func:`create_model` knows, smallest first."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] = 224,
+    drop_path_rate: float = 0.0,
+    fused: bool = True,
+) -> PVT:
+    """Build a model by name, in training mode.
+
+    Args:
+        name: one of :func:`list_models`.
+        pretrained: download and load the published ImageNet-1k weights.
+        num_classes: outputs of the head; 0 means no head.
+        in_chans: channels of the image.
+        img_size: image side, or ``(height, width)``, that the position tables are made for.
+        drop_path_rate: stochastic depth; published training uses 0.1 for tiny and small, 0.3 for
+            medium and large.
+        fused: use the operators of this library; False selects plain PyTorch.
+
+    Raises:
+        ValueError: unknown name, an argument out of range, or ``pretrained`` with another head or
+            other channels than the published weights have.
+    """
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(name, VARIANTS) or list_models()
+        raise ValueError(f"create_model: unknown name {name!r}; did you mean {', '.join(close)}?")
+    if pretrained and (num_classes != 1000 or in_chans != 3):
+        raise ValueError(
+            "create_model: published weights have num_classes=1000 and in_chans=3, got "
+            f"num_classes={num_classes} and in_chans={in_chans}; for other classes create the "
+            "model with its 1000, then call model.reset_classifier(num_classes)"
+        )
+    model = PVT(
+        VARIANTS[name],
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=img_size,
+        drop_path_rate=drop_path_rate,
+        fused=fused,
+        variant=name,
+    )
+    if pretrained:
+        from pvt_ext.weights import load_official
+
+        load_official(model)
+    return model

@@ -1,0 +1,56 @@
+"""Models for the tests: weights that matter, and sizes that are quick."""
+
+import torch
+from torch import Tensor, nn
+
+from pvt_ext.model import PVT, StageSpec, create_model
+from pvt_ext.weights import published_name
+
+# Four stages as in PVT v1, small enough to create and save in milliseconds.
+MINI = (
+    StageSpec(16, 1, 1, 2, 8, 4),
+    StageSpec(24, 2, 2, 2, 4, 2),
+    StageSpec(40, 1, 5, 2, 2, 2),
+    StageSpec(48, 1, 8, 2, 1, 2),
+)
+
+
+def enliven(model: nn.Module, seed: int = 0) -> None:
+    """Random norms, biases, tokens and positions, so that a mistake in any of them shows.
+
+    As initialised, norms are 1 and biases 0, and positions are too small to matter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            strength = 0.5 if "pos_embed" in name or "cls_token" in name else 0.1
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1 or strength == 0.5:
+                parameter.add_(noise * strength)
+
+
+def lively(name: str, **options: object) -> PVT:
+    """``create_model`` in evaluation mode with seeded weights that matter."""
+    torch.manual_seed(0)
+    model = create_model(name, **options).eval()  # type: ignore[arg-type]
+    enliven(model)
+    return model
+
+
+def mini(**options: object) -> PVT:
+    """A model of :data:`MINI` with seeded weights that matter, in evaluation mode."""
+    torch.manual_seed(0)
+    model = PVT(MINI, **{"num_classes": 10, "img_size": 64, **options}).eval()  # type: ignore[arg-type]
+    enliven(model)
+    return model
+
+
+def published_state(model: PVT) -> dict[str, Tensor]:
+    """The weights of ``model`` under the published names."""
+    return {published_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the largest expected value."""
+    assert actual.shape == expected.shape, f"{actual.shape} != {expected.shape}"
+    return ((actual - expected).abs().max() / expected.abs().max()).item()

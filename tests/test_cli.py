@@ -1,0 +1,224 @@
+"""The command ``pvt``: output on stdout, one line per error on stderr, exit codes."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import pvt_ext
+from pvt_ext.cli import app, main
+from pvt_ext.export import load_torchscript, read_metadata
+from pvt_ext.model import create_model
+from pvt_ext.preprocess import load_image
+
+
+def pvt(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
+    """Exit code and the one line on stderr of a command that fails."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pvt: ")
+    assert err.count("\n") == 1
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, err.removeprefix("pvt: ").strip()
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "tiny.pt"
+    result = pvt("export", "pvt_tiny", "--weights", "random", "--seed", 3, "-o", path)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "pvt_tiny, fp32, random weights" in result.stderr
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((300, 260)).save(path)
+    return paths
+
+
+def test_list() -> None:
+    rows = {line.split()[0]: line.split()[1:] for line in pvt("list").stdout.splitlines()}
+    assert rows["pvt_small"] == ["24,485,864", "3.816", "79.8", "93"]
+    assert rows["pvt_huge_v2"] == ["304,945,512", "50.493", "-", "-"]
+    assert set(rows) == {"model", *pvt_ext.model.list_models()}
+
+
+def test_summary() -> None:
+    result = pvt("summary", "pvt_tiny", "--size", "448x224")
+    assert result.stdout.startswith("pvt_tiny at 448 x 224\n")
+    assert "13,229,288" in result.stdout
+
+
+def test_info() -> None:
+    facts = dict(line.split(": ", 1) for line in pvt("info").stdout.splitlines())
+    assert facts["version"] == pvt_ext.__version__
+    assert facts["cpu_level"] == pvt_ext.cpu_level()
+    assert Path(facts["ops_library"]).is_file()
+
+
+def test_export_random_weights_follow_the_seed(model_file: Path) -> None:
+    network, metadata = load_torchscript(model_file)
+    torch.manual_seed(3)
+    expected = create_model("pvt_tiny").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(network(x), expected(x))
+    assert metadata["weights"] == {"source": "random", "seed": 3, "sha256": None}
+
+
+def test_recorded_command_makes_the_file_again(tmp_path: Path) -> None:
+    labels = tmp_path / "my labels.txt"
+    labels.write_text("cat\ndog\n")
+    path = tmp_path / "a.pt"
+    args = ["export", "pvt_tiny", "--weights", "random", "--img-size", "64x96", "--dtype", "bf16"]
+    args += ["--preset", "hf", "--num-classes", 2, "--labels", labels, "-o", path]
+    assert pvt(*args).exit_code == 0
+    metadata = read_metadata(path)
+    assert metadata["labels"] == ["cat", "dog"]
+    assert (metadata["img_size"], metadata["dtype"]) == ([64, 96], "bfloat16")
+    weights = {name: p.clone() for name, p in torch.jit.load(path).named_parameters()}
+    path.unlink()
+    program, *again = shlex.split(metadata["command"])
+    assert program == "pvt"
+    assert pvt(*again).exit_code == 0
+    assert read_metadata(path) == metadata
+    for name, parameter in torch.jit.load(path).named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_export_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "weights.pth"
+    torch.save(create_model("pvt_tiny").state_dict(), checkpoint)
+    path = tmp_path / "a.pt"
+    assert pvt("export", "pvt_tiny", "--weights", checkpoint, "-o", path).exit_code == 0
+    weights = read_metadata(path)["weights"]
+    assert weights["source"] == "file"
+    assert weights["seed"] is None
+    assert len(weights["sha256"]) == 64
+    path.unlink()
+    code, line = failure(capsys, "export", "pvt_small", "--weights", checkpoint, "-o", path)
+    assert code == 1
+    assert "does not fit pvt_small, nothing was loaded: 140 missing" in line
+    assert not path.exists()
+
+
+def test_export_official_without_a_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PVT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pvt_ext.weights.URL", "http://127.0.0.1:1/{name}.pth")
+    code, line = failure(capsys, "export", "pvt_tiny", "-o", tmp_path / "a.pt")
+    assert code == 1
+    assert "could not download http://127.0.0.1:1/pvt_tiny.pth" in line
+    assert f"put it at {tmp_path / 'cache' / 'pvt_tiny.pth'}" in line
+    assert line.endswith("or try it with --weights random")
+
+
+def test_predict_json(model_file: Path, photos: list[Path], tmp_path: Path) -> None:
+    logits, inputs = tmp_path / "logits.npy", tmp_path / "input.bin"
+    result = pvt("predict", model_file, *photos, "--topk", 3, "--format", "json",
+                 "--logits", logits, "--dump-input", inputs)  # fmt: skip
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == [str(path) for path in photos]
+
+    network, metadata = load_torchscript(model_file)
+    for i, (path, answer) in enumerate(zip(photos, answers, strict=True)):
+        with torch.inference_mode():
+            x = network.preprocess(load_image(path))
+            expected = network(x[None])[0]
+        assert np.array_equal(np.load(inputs)[i], x.numpy())
+        assert np.array_equal(np.load(logits)[i], expected.numpy())
+        order = expected.argsort(descending=True)[:3].tolist()
+        assert [row["index"] for row in answer["topk"]] == order
+        for row in answer["topk"]:
+            assert set(row) == {"index", "label", "prob", "logit"}
+            assert row["label"] == metadata["labels"][row["index"]]
+            assert row["logit"] == expected[row["index"]].item()
+            assert row["prob"] == pytest.approx(expected.softmax(0)[row["index"]].item())
+
+
+def test_predict_text(model_file: Path, photos: list[Path]) -> None:
+    lines = pvt("predict", model_file, photos[0]).stdout.splitlines()
+    assert lines[0] == str(photos[0])
+    assert len(lines) == 6
+    rank, probability, logit, index, label = lines[1].split(maxsplit=4)
+    assert rank == "1"
+    assert 0 < float(probability) < 1
+    assert float(logit) > 0
+    assert read_metadata(model_file)["labels"][int(index)] == label
+
+
+def test_predict_reports_and_skips_a_bad_image(model_file: Path, photos: list[Path]) -> None:
+    bad = photos[0].with_name("bad.jpg")
+    bad.touch()
+    result = pvt("predict", model_file, bad, photos[0], "--format", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["image"] == str(photos[0])
+    assert result.stderr.startswith(f"pvt: {bad}: cannot be read as an image")
+    assert result.stderr.count("\n") == 1
+
+
+def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "weights.pth"
+    torch.save({"x": torch.zeros(1)}, checkpoint)
+    assert failure(capsys, "predict", checkpoint, "a.jpg")[1].startswith(
+        f"{checkpoint}: a checkpoint (weights only), not an exported model"
+    )
+    assert failure(capsys, "summary", "pvt_tiny", "--size", "16") == (
+        1, "PVT: expected an image of at least 32 x 32, got 16 x 16",
+    )  # fmt: skip
+    code, line = failure(capsys, "export", "pvt_tiny", "--labels", tmp_path / "absent.txt")
+    assert code == 1
+    assert "No such file" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["summary", "pvt_tin"], "unknown model 'pvt_tin'; there are pvt_tiny,"),
+        (["summary", "pvt_tiny", "--size", "224x"], "got '224x'"),
+        (["summary", "pvt_tiny", "--size", "0"], "got '0'"),
+        (["export", "pvt_tiny", "--dtype", "fp8"], "'--dtype'"),  # the rest is typer's wording
+        (["predict", "a.pt", "b.jpg", "--topk", "0"], "'--topk'"),
+        (["fly"], "'fly'"),
+    ],
+)
+def test_bad_arguments(args: list[str], message: str) -> None:
+    result = pvt(*args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "pvt_ext.cli", "predict", str(tmp_path / "absent.pt"), "a.jpg"]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"pvt: {tmp_path / 'absent.pt'}: no such file\n"
+
+
+def test_without_the_extra() -> None:
+    code = "import sys; sys.modules['typer'] = None; import pvt_ext.cli"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == 'pvt: typer is not installed; run: pip install "pvt_ext[cli]"\n'
