@@ -1,0 +1,27 @@
+// Finding and loading libpvt_ops.so, the operators that an exported model calls.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <pvt_ext/decode.h>
+
+namespace pvt {
+
+struct OpsLibrary {
+  std::string path;
+  std::string version;      // of pvt_ext
+  int64_t ops_version = 0;  // of the operators; a model needs this or less
+  std::string cpu_level;    // the instruction set in use
+};
+
+// Loads the library once per process; later calls describe the one in use. A program that links
+// pvt_ext::ops has it loaded already. Otherwise: `path`, or if that is empty $PVT_OPS_LIB, or
+// libpvt_ops.so beside the runtime library, or wherever the system's loader finds that name.
+PVT_RUNTIME_API OpsLibrary load_ops(const std::string& path = "");
+
+// Those of `names` ("pvt::resize") that no library has registered.
+PVT_RUNTIME_API std::vector<std::string> missing_ops(const std::vector<std::string>& names);
+
+}  // namespace pvt

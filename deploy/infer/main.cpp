@@ -1,0 +1,66 @@
+// pvt_infer: an exported model on image files, without Python.
+#include <iostream>
+
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+#include "exit_codes.h"
+#include "options.h"
+#include "output.h"
+#include "run.h"
+
+namespace {
+
+// The first line on stderr. Without the operator library its line goes on without a CPU level;
+// whether the library is needed is for Model::load to say.
+void print_system_info(const pvt::Options& options) {
+  std::string cpu_level = "unknown (no operator library)";
+  try {
+    cpu_level = pvt::load_ops(options.ops_lib).cpu_level;
+  } catch (const pvt::OpsError&) {
+  }
+  std::cerr << "system_info: pvt_ext " << pvt::runtime_version() << ", torch " << TORCH_VERSION
+            << ", CPU level " << cpu_level << ", device " << options.device << ", threads "
+            << at::get_num_threads() << std::endl;
+}
+
+int fail(const std::exception& error, int code) {
+  std::cout.flush();
+  std::cerr << "pvt_infer: " << error.what() << "\n";
+  return code;
+}
+
+int infer(const pvt::Options& options) {
+  if (options.threads > 0) {
+    at::set_num_threads(options.threads);
+  }
+  print_system_info(options);
+  const torch::Device device = pvt::parse_device(options.device);
+  const pvt::Model model = pvt::Model::load(options.model, device, options.ops_lib);
+  if (options.info) {
+    pvt::print_info(std::cout, model, options.model, options.format == "json");
+  }
+  return options.images.empty() ? pvt::kOk : pvt::run(options, model);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  pvt::Options options;
+  if (const auto code = pvt::parse_options(argc, argv, options)) {
+    return *code;
+  }
+  try {
+    return infer(options);
+  } catch (const pvt::DeviceError& error) {
+    return fail(error, pvt::kBadArguments);
+  } catch (const pvt::ModelError& error) {
+    return fail(error, pvt::kBadModel);
+  } catch (const pvt::OpsError& error) {
+    return fail(error, pvt::kBadOps);
+  } catch (const c10::Error& error) {
+    return fail(std::runtime_error(error.what_without_backtrace()), pvt::kFailure);
+  } catch (const std::exception& error) {
+    return fail(error, pvt::kFailure);
+  }
+}

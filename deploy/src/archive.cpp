@@ -1,0 +1,101 @@
+#include "archive.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include <caffe2/serialize/inline_container.h>
+
+#include <pvt_ext/errors.h>
+
+namespace pvt {
+namespace {
+
+using caffe2::serialize::PyTorchStreamReader;
+
+constexpr char kEntry[] = "extra/pvt.json";
+// More than any list of labels takes; a larger entry is not ours and is not read into memory.
+constexpr size_t kMaxEntrySize = size_t{64} << 20;
+
+constexpr char kCheckpoint[] =
+    "is a checkpoint (weights only), not an exported model; make one with: "
+    "pvt export NAME --weights FILE -o model.pt";
+
+std::string read_start(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    throw ModelError(path + ": is a directory, not an exported model");
+  }
+  errno = 0;
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    throw ModelError(path + ": cannot be opened: " + std::strerror(errno));
+  }
+  std::string start(9, '\0');
+  file.read(start.data(), static_cast<std::streamsize>(start.size()));
+  start.resize(static_cast<size_t>(file.gcount()));
+  return start;
+}
+
+// What a file that is no zip archive is.
+[[noreturn]] void fail_no_archive(const std::string& path, const std::string& start) {
+  if (start.empty()) {
+    throw ModelError(path + ": is empty (0 bytes)");
+  }
+  // torch.save before 1.6 wrote bare pickles; a safetensors file has a length, then JSON.
+  if (start[0] == '\x80' || (start.size() == 9 && start[8] == '{')) {
+    throw ModelError(path + ": " + kCheckpoint);
+  }
+  throw ModelError(path + ": is not an exported model (no zip archive)");
+}
+
+bool has_any(const std::vector<std::string>& records, const std::string& start) {
+  return std::any_of(records.begin(), records.end(), [&](const std::string& record) {
+    return record.compare(0, start.size(), start) == 0;
+  });
+}
+
+Metadata read_entry(PyTorchStreamReader& archive) {
+  if (archive.getRecordSize(kEntry) > kMaxEntrySize) {
+    throw ModelError("pvt.json inside the model is larger than 64 MiB");
+  }
+  const auto [data, size] = archive.getRecord(kEntry);
+  return parse_metadata({static_cast<const char*>(data.get()), size});
+}
+
+}  // namespace
+
+std::optional<Metadata> inspect_model(const std::string& path) {
+  const std::string start = read_start(path);
+  if (start.compare(0, 4, "PK\x03\x04") != 0) {
+    fail_no_archive(path, start);
+  }
+  try {
+    PyTorchStreamReader archive(path);
+    if (archive.hasRecord(kEntry)) {
+      return read_entry(archive);
+    }
+    if (archive.hasRecord("constants.pkl")) {
+      return std::nullopt;
+    }
+    if (archive.hasRecord("data.pkl")) {
+      throw ModelError(kCheckpoint);
+    }
+    const auto records = archive.getAllRecords();
+    if (has_any(records, "models/") || has_any(records, "archive_format") ||
+        has_any(records, "data/aotinductor/")) {
+      throw ModelError("is a package of torch.export (.pt2); a TorchScript file is expected");
+    }
+    throw ModelError("is a zip archive, but not an exported model");
+  } catch (const ModelError& error) {
+    throw ModelError(path + ": " + error.what());
+  } catch (const c10::Error&) {
+    // The reader's own text is about its C++ source; all it means is that the archive is incomplete
+    // (its directory stands at the end of the file) or inconsistent.
+    throw ModelError(path + ": truncated or damaged model file");
+  }
+}
+
+}  // namespace pvt

@@ -1,0 +1,16 @@
+// Looking into a model file before torch unpickles any of it.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include <pvt_ext/metadata.h>
+
+namespace pvt {
+
+// The model's pvt.json; empty for TorchScript without one. Anything else that people take for a
+// model (a checkpoint, a damaged or empty file, a .pt2 package) is a ModelError that says what it
+// is.
+std::optional<Metadata> inspect_model(const std::string& path);
+
+}  // namespace pvt

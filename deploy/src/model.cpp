@@ -1,0 +1,175 @@
+#include <pvt_ext/model.h>
+
+#include <algorithm>
+
+#include <torch/version.h>
+
+#include "archive.h"
+
+namespace pvt {
+namespace {
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) {
+    text += (text.empty() ? "" : ", ") + name;
+  }
+  return text;
+}
+
+// The line of a torch error that says what happened; the rest are stack and source lines.
+std::string reason(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  const std::string text =
+      torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  const size_t begin = text.find_first_not_of(" \n");
+  return begin == std::string::npos ? "unknown error"
+                                    : text.substr(begin, text.find('\n', begin) - begin);
+}
+
+// TorchScript's own errors quote the module's source first and say what happened in the last line.
+std::string last_line(const std::exception& error) {
+  std::string text = reason(error);
+  if (text.find("TorchScript interpreter") == std::string::npos) {
+    return text;
+  }
+  text = error.what();
+  text.erase(text.find_last_not_of(" \n") + 1);
+  return text.substr(text.rfind('\n') + 1);
+}
+
+torch::Tensor call(const torch::jit::Module& module, const char* method,
+                   const torch::Tensor& input) {
+  try {
+    return module.get_method(method)({input}).toTensor();
+  } catch (const std::exception& error) {
+    throw std::runtime_error(std::string(method) + " failed: " + last_line(error));
+  }
+}
+
+// Operators are looked up when torch parses the file; without them its error would not say where to
+// get them.
+void require_ops(const std::string& path, const Metadata& metadata, const std::string& ops_lib) {
+  if (metadata.required_ops.empty()) {
+    return;
+  }
+  std::string version;
+  try {
+    const OpsLibrary library = load_ops(ops_lib);
+    version = library.version;
+    if (library.ops_version < metadata.ops_version) {
+      throw OpsError(path + ": needs operator version " + std::to_string(metadata.ops_version) +
+                     " (exported by pvt_ext " + metadata.version + "), " + library.path + " (" +
+                     library.version + ") has version " + std::to_string(library.ops_version));
+    }
+  } catch (const OpsError& error) {
+    const std::string text = error.what();
+    throw OpsError(text.rfind(path, 0) == 0 ? text
+                                            : path + ": needs the operators " +
+                                                  join(metadata.required_ops) + "; " + text);
+  }
+  if (const auto missing = missing_ops(metadata.required_ops); !missing.empty()) {
+    throw OpsError(path + ": needs the operators " + join(missing) +
+                   ", which the operator library " + version + " does not have");
+  }
+}
+
+torch::jit::Module load_module(const std::string& path, torch::Device device) {
+  try {
+    torch::jit::Module module = torch::jit::load(path, device);
+    module.eval();
+    return module;
+  } catch (const std::exception& error) {
+    const std::string text = reason(error);
+    if (text.find("nknown builtin op: pvt::") != std::string::npos) {
+      throw OpsError(path + ": " + text + " Is the operator library (--ops-lib) too old?");
+    }
+    throw ModelError(path + ": cannot be loaded by torch " + TORCH_VERSION + ": " + text);
+  }
+}
+
+}  // namespace
+
+Model::Model(torch::jit::Module module, std::optional<Metadata> metadata, torch::Device device)
+    : module_(std::move(module)), metadata_(std::move(metadata)), device_(device) {}
+
+Model Model::load(const std::string& path, torch::Device device, const std::string& ops_lib) {
+  std::optional<Metadata> metadata = inspect_model(path);
+  if (metadata.has_value()) {
+    require_ops(path, *metadata, ops_lib);
+  } else if (!ops_lib.empty()) {
+    load_ops(ops_lib);
+  }
+  torch::jit::Module module = load_module(path, device);
+  for (const char* method : {"forward", "preprocess"}) {
+    if (!module.find_method(method).has_value()) {
+      throw ModelError(path + ": a TorchScript file without " +
+                       (metadata.has_value() ? "" : "pvt.json and without ") + "a method '" +
+                       method + "'; export it with: pvt export");
+    }
+  }
+  return {std::move(module), std::move(metadata), device};
+}
+
+torch::Tensor Model::preprocess(const Image& image) const {
+  const c10::InferenceMode guard;
+  // A view of the caller's pixels: the module only reads them.
+  const auto pixels =
+      torch::from_blob(const_cast<uint8_t*>(image.rgb.data()), {image.height, image.width, 3},
+                       torch::TensorOptions().dtype(torch::kUInt8));
+  return call(module_, "preprocess", pixels).cpu();
+}
+
+torch::Tensor Model::forward(const torch::Tensor& batch) const {
+  const c10::InferenceMode guard;
+  return call(module_, "forward", batch.to(device_)).to(torch::kFloat).cpu();
+}
+
+std::vector<std::vector<Prediction>> top_k(const torch::Tensor& logits, int64_t k) {
+  TORCH_CHECK(logits.dim() == 2, "top_k: expected logits [B, num_classes], got ", logits.sizes());
+  const c10::InferenceMode guard;
+  const torch::Tensor scores = logits.to(torch::kCPU, torch::kDouble);
+  const torch::Tensor probabilities = scores.softmax(1);
+  // Stable, so that equal classes come in the order of their index.
+  const torch::Tensor order =
+      std::get<1>(scores.sort(/*stable=*/true, /*dim=*/1, /*descending=*/true));
+  const int64_t count = std::min(k, logits.size(1));
+  std::vector<std::vector<Prediction>> rows(static_cast<size_t>(logits.size(0)));
+  for (int64_t b = 0; b < logits.size(0); ++b) {
+    for (int64_t i = 0; i < count; ++i) {
+      const auto index = order[b][i].item<int64_t>();
+      rows[static_cast<size_t>(b)].push_back(
+          {index, probabilities[b][index].item<double>(), scores[b][index].item<double>()});
+    }
+  }
+  return rows;
+}
+
+torch::Device parse_device(const std::string& name) {
+  const bool cuda = name == "cuda" || name.rfind("cuda:", 0) == 0;
+  const bool numbered =
+      name.size() > 5 && name.size() < 9 &&
+      std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
+  if (name == "cpu") {
+    return torch::kCPU;
+  }
+  if (!cuda || (name != "cuda" && !numbered)) {
+    throw DeviceError("device: expected cpu, cuda or cuda:<index>, got " + name);
+  }
+  if (!at::hasCUDA()) {
+    throw DeviceError("device " + name + ": there is no CUDA device here, or torch " +
+                      TORCH_VERSION + " is a build for CPUs; use --device cpu");
+  }
+  const int index = numbered ? std::stoi(name.substr(5)) : 0;
+  if (const auto count = static_cast<int>(at::getNumGPUs()); index >= count) {
+    throw DeviceError("device " + name + ": this machine has " + std::to_string(count) +
+                      " CUDA device(s)");
+  }
+  return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
+
+const char* runtime_version() {
+  return PVT_VERSION;
+}
+
+}  // namespace pvt
