@@ -1,0 +1,75 @@
+# make demo   photos in, labels out: environment, build, export, C++ program, picture
+# make test   everything that can fail: Python tests, C++ tests, parity of the two
+# make lint   formatting, types
+# make bench  the operators beside PyTorch's own
+# Each can be repeated; what is up to date is not built again. `make clean` starts over.
+
+PYTHON ?= python3
+# What pip installs as torch. PyTorch's site has the line for other builds, such as the small CPU one.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BUILD ?= build/cpp
+MODEL ?= pvt_small
+
+BIN := $(VENV)/bin
+# Changing any of these builds the Python package again.
+PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.txt')
+PHOTOS := assets/photos
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench cpp clean system-packages
+
+demo: out/$(MODEL).pt cpp
+	@echo
+	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 $(PHOTOS)
+	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 --format json $(PHOTOS) 2>/dev/null \
+	  | $(BIN)/python examples/plot_predictions.py out/predictions.png --title $(MODEL)
+	@echo "picture: out/predictions.png"
+	@cat out/$(MODEL).note
+
+test: $(VENV)/installed cpp
+	$(BIN)/pytest -m "slow or not slow"
+	ctest --test-dir $(BUILD) --output-on-failure
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.ops
+
+# ---- Python environment ----
+
+$(VENV)/torch: | system-packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(PACKAGE_SOURCES)
+	$(BIN)/pip install --quiet --editable ".[cli,plot,dev]"
+	touch $@
+
+# ---- C++ runtime, beside the environment's torch ----
+
+cpp: $(VENV)/installed
+	@test -f $(BUILD)/build.ninja || PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja \
+	  -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(BUILD)
+
+system-packages:
+	@tools/system_packages.sh
+
+# ---- model file; without a network the published weights cannot be had, and the demo says so ----
+
+out/$(MODEL).pt: $(VENV)/installed
+	@mkdir -p out
+	@$(BIN)/pvt export $(MODEL) --weights official -o $@ && : > out/$(MODEL).note || { \
+	  echo "WARNING: no published weights, so random ones are used: the labels will mean nothing"; \
+	  echo "Note: random weights, so these labels mean nothing (see WARNING above)" > out/$(MODEL).note; \
+	  $(BIN)/pvt export $(MODEL) --weights random --seed 0 -o $@; }
+
+clean:
+	rm -rf $(VENV) build out pvt_ext/lib pvt_ext/*.so *.egg-info
