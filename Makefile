@@ -17,15 +17,16 @@ PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc
 PHOTOS := assets/photos
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench cpp clean system-packages
+.PHONY: demo test lint bench cpp clean
 
-demo: out/$(MODEL).pt cpp
+demo: out/$(MODEL).pt $(BUILD)/build.ninja
+	cmake --build $(BUILD) --target pvt_infer
 	@echo
 	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 $(PHOTOS)
 	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 --format json $(PHOTOS) 2>/dev/null \
-	  | $(BIN)/python examples/plot_predictions.py out/predictions.png --title $(MODEL)
+	  | $(BIN)/python examples/plot_predictions.py out/predictions.png --title "$(MODEL)$$(cat out/$(MODEL).note)"
+	@echo "$(MODEL)$$(cat out/$(MODEL).note)"
 	@echo "picture: out/predictions.png"
-	@cat out/$(MODEL).note
 
 test: $(VENV)/installed cpp
 	$(BIN)/pytest -m "slow or not slow"
@@ -42,34 +43,36 @@ bench: $(VENV)/installed
 
 # ---- Python environment ----
 
-$(VENV)/torch: | system-packages
+$(VENV)/torch:
+	tools/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet "$(TORCH)" numpy
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(PACKAGE_SOURCES)
 	$(BIN)/pip install --quiet --editable ".[cli,plot,dev]"
 	touch $@
 
-# ---- C++ runtime, beside the environment's torch ----
+# ---- C++ runtime, against the LibTorch in the environment's torch ----
 
-cpp: $(VENV)/installed
-	@test -f $(BUILD)/build.ninja || PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(BUILD) -G Ninja \
-	  -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(BUILD)
+$(BUILD)/build.ninja: | $(VENV)/torch
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 
-system-packages:
-	@tools/system_packages.sh
+cpp: $(BUILD)/build.ninja
+	cmake --build $(BUILD)
 
-# ---- model file; without a network the published weights cannot be had, and the demo says so ----
+# ---- model file ----
 
+# Without a network the published weights cannot be had. The demo then says that its weights are
+# random, and dates the file back so that the next run tries again.
 out/$(MODEL).pt: $(VENV)/installed
 	@mkdir -p out
-	@$(BIN)/pvt export $(MODEL) --weights official -o $@ && : > out/$(MODEL).note || { \
+	@if $(BIN)/pvt export $(MODEL) --weights official -o $@; then : > out/$(MODEL).note; else \
 	  echo "WARNING: no published weights, so random ones are used: the labels will mean nothing"; \
-	  echo "Note: random weights, so these labels mean nothing (see WARNING above)" > out/$(MODEL).note; \
-	  $(BIN)/pvt export $(MODEL) --weights random --seed 0 -o $@; }
+	  echo " with random weights: these labels mean nothing" > out/$(MODEL).note; \
+	  $(BIN)/pvt export $(MODEL) --weights random --seed 0 -o $@ && touch -t 200001010000 $@; fi
 
 clean:
 	rm -rf $(VENV) build out pvt_ext/lib pvt_ext/*.so *.egg-info
