@@ -33,6 +33,9 @@ BUILD = "cmake -S . -B build/cpp && cmake --build build/cpp -j2"
 
 Result = subprocess.CompletedProcess[str]
 
+# Pillow's remark on palette images with transparency, which are among the files on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+
 
 @pytest.fixture(scope="session")
 def binary() -> Path:

@@ -6,8 +6,9 @@
 //   PNG grey with 16 bits is clipped at 255, every other 16-bit PNG keeps its high bytes;
 //   a palette index beyond the palette is black; JPEG CMYK and YCCK are taken as Adobe's
 //   (inverted).
-// Stricter than Pillow: a wrong checksum of PNG image data, and PNG rows that are missing although
-// the stream ends properly, are errors here.
+// Stricter than Pillow: these damages of a PNG are errors here. A wrong checksum of image data, rows
+// that are missing although the stream ends properly, a palette image without palette, an unknown
+// critical chunk, a file cut inside the last bytes of its image data.
 #pragma once
 
 #include <cstddef>
