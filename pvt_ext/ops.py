@@ -1,8 +1,8 @@
 """The operators ``torch.ops.pvt.*`` with types and documentation, in the order of csrc/ops.cpp.
 
 Beside each wrapper stands what only Python needs: the shape function for tracing and export
-("fake"), the gradient, the count of floating-point operations. Scripted code calls
-``torch.ops.pvt.<name>`` itself.
+("fake"), the gradient, the autocast rule, the count of floating-point operations. Scripted code
+calls ``torch.ops.pvt.<name>`` itself.
 
 Gradients run the reference again and differentiate it, so they cost a forward pass more and are
 those of :mod:`pvt_ext.reference` exactly.
@@ -162,6 +162,32 @@ def _register_autograd(name: str, formula: Callable[..., Tensor]) -> None:
 
 _register_autograd("sra_attention", reference.sra_attention)
 _register_autograd("spatial_reduction", reference.spatial_reduction)
+
+
+# ---- autocast: as matrix products, in the dtype of the autocast region ----
+
+_autocast_rules = torch.library.Library("pvt", "IMPL")
+
+
+def _register_autocast(name: str, device: str) -> None:
+    key = f"Autocast{device.upper()}"
+    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(x: Any, dtype: torch.dtype) -> Any:
+        castable = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(dtype) if castable else x
+
+    def rule(*args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return getattr(torch.ops.pvt, name)(*(cast(x, dtype) for x in args))
+
+    _autocast_rules.impl(name, rule, key)
+
+
+for _device in ("cpu", "cuda"):
+    _register_autocast("sra_attention", _device)
+    _register_autocast("spatial_reduction", _device)
 
 
 # ---- floating-point operations, two per multiply-accumulate ----

@@ -134,6 +134,23 @@ def test_meta_device_gives_the_shape(op, formula, case):
     assert op(*on_meta).shape == op(*inputs).shape
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+def test_autocast(op, formula, case, dtype):
+    """Inputs of any mixture of dtypes run in the dtype of the region, as matrix products do."""
+    inputs = list(case.inputs(torch.float32))
+    expected = op(*[x.to(dtype) if isinstance(x, Tensor) else x for x in inputs])
+    inputs[0] = inputs[0].to(torch.bfloat16 if dtype == torch.float16 else torch.float16)
+    inputs[0].requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        out = op(*inputs)
+    assert out.dtype == dtype
+    if dtype == torch.bfloat16:  # float16 -> bfloat16 loses digits once, as in `expected`
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+    out.float().sum().backward()
+    assert inputs[0].grad.dtype == inputs[0].dtype
+
+
 def test_scripted_calls_equal_eager():
     @torch.jit.script
     def scripted(q: Tensor, kv: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
