@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+pytest_plugins = ["infer_program"]
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:

@@ -1,0 +1,310 @@
+"""``pvt_infer`` as a program: inputs, options, and one clear line for all that goes wrong."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import PNG_SIGNATURE, chunk, jpeg, photo, png
+from infer_program import PHOTO_FILES, PHOTOS, ROOT, Infer, errors
+from models import mini
+from safetensors.torch import save_file
+from torch import nn
+
+import pvt_ext
+from pvt_ext.preprocess import load_image
+
+# ---- inputs ----
+
+
+def test_directories_lists_and_files_in_order(infer: Infer, tmp_path: Path) -> None:
+    data = jpeg(photo(20, 20))
+    for name in ("b.JPG", "a.png", "deep/c.jpeg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(data)
+    (tmp_path / "photos" / "notes.md").write_text("not an image")
+    (tmp_path / "odd.name").write_bytes(data)
+    (tmp_path / "list.txt").write_text("photos/deep/c.jpeg\n\nodd.name\n")
+
+    def names(*arguments: object, **options: Any) -> list[str]:
+        return [answer["image"] for answer in infer.json(*arguments, cwd=tmp_path, **options)]
+
+    assert names("photos") == ["photos/a.png", "photos/b.JPG"]
+    assert names("--recursive", "photos") == ["photos/a.png", "photos/b.JPG", "photos/deep/c.jpeg"]
+    assert names("list.txt", "photos/a.png") == ["photos/deep/c.jpeg", "odd.name", "photos/a.png"]
+    assert names("-", input="odd.name\nphotos/a.png") == ["odd.name", "photos/a.png"]
+
+
+def test_a_bad_image_is_skipped_and_nothing_else(infer: Infer, tmp_path: Path) -> None:
+    folder, logits = tmp_path / "photos", tmp_path / "logits.npy"
+    folder.mkdir()
+    good = jpeg(photo(40, 40))
+    truncated_png = png(photo(40, 40), 8, 2)[:-2000]
+    contents = {
+        "0_good.jpg": good,
+        "1_truncated.jpg": good[:-200],
+        "2_text.png": b"hello, world",
+        "3_empty.jpg": b"",
+        "4_truncated.png": truncated_png,
+        "5_good.png": png(photo(9, 9), 8, 2),
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    result = infer("--format", "json", "--batch", 2, "--logits", logits, folder, "gone.jpg", code=3)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(answer["image"]).name for answer in answers] == ["0_good.jpg", "5_good.png"]
+    assert len(np.load(logits)) == 2
+    assert errors(result) == [
+        f"{folder}/1_truncated.jpg: truncated JPEG: the file ends inside the image; skipped",
+        f"{folder}/2_text.png: not a JPEG or PNG image: "
+        "the first bytes are 68 65 6c 6c 6f 2c 20 77; skipped",
+        f"{folder}/3_empty.jpg: the file is empty (0 bytes); skipped",
+        f"{folder}/4_truncated.png: truncated PNG: the file ends inside the image; skipped",
+        "gone.jpg: cannot be opened: No such file or directory; skipped",
+        "2 answered, 5 could not be read",
+    ]
+    # Pillow refuses the same ones.
+    for name in contents:
+        if "good" not in name:
+            with pytest.raises(ValueError, match="cannot be read as an image"):
+                load_image(folder / name)
+
+
+def test_too_many_pixels_are_refused_as_by_pillow(infer: Infer, tmp_path: Path) -> None:
+    file = tmp_path / "bomb.png"
+    start = png(np.zeros((1, 1, 1), np.uint8), 8, 0)
+    header = (20000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
+    file.write_bytes(PNG_SIGNATURE + chunk(b"IHDR", header) + start[33:])
+    with pytest.raises(ValueError, match="exceeds limit of 178956970 pixels"):
+        load_image(file)
+    result = infer(file, code=3)
+    assert "20000 x 20000 pixels, the limit is 178956970 in all" in errors(result)[0]
+
+
+def test_an_empty_directory_is_no_answer(infer: Infer, tmp_path: Path) -> None:
+    result = infer(tmp_path, code=3)
+    assert (
+        errors(result)[0] == f"{tmp_path}: no .jpg, .jpeg or .png file in this directory; skipped"
+    )
+    assert result.stdout == ""
+
+
+# ---- models and operators ----
+
+
+def test_no_operator_library(binary: Path, model: Path, tmp_path: Path) -> None:
+    """A copy of the program without libpvt_ops.so beside it."""
+    for part in ("bin/pvt_infer", "lib/libpvt_runtime.so"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        shutil.copy(binary.parent.parent / part, tmp_path / part)
+    environment = {key: value for key, value in os.environ.items() if key != "PVT_OPS_LIB"}
+    alone = Infer(tmp_path / "bin/pvt_infer", model)
+    image = PHOTOS / "cat.jpg"
+
+    (message,) = errors(alone(image, code=5, env=environment))
+    assert message.startswith(
+        f"{model}: needs the operators pvt::resize, pvt::spatial_reduction, pvt::sra_attention; "
+    )
+    assert "--ops-lib" in message
+    library = binary.parent.parent / "lib" / "libpvt_ops.so"
+    assert len(alone.json("--ops-lib", library, image, env=environment)) == 1
+    assert len(alone.json(image, env=environment | {"PVT_OPS_LIB": str(library)})) == 1
+
+    # The one that the Python package loads serves as well.
+    assert len(alone.json("--ops-lib", pvt_ext.ops_library(), image, env=environment)) == 1
+
+    (message,) = errors(alone("--ops-lib", tmp_path / "gone.so", image, code=5, env=environment))
+    assert "gone.so: cannot open shared object file" in message
+    (tmp_path / "text.so").write_text("no library")
+    (message,) = errors(alone("--ops-lib", tmp_path / "text.so", image, code=5, env=environment))
+    assert "text.so" in message
+    (message,) = errors(
+        alone("--ops-lib", tmp_path / "lib/libpvt_runtime.so", image, code=5, env=environment)
+    )
+    assert "not the operator library of pvt_ext" in message
+
+
+def resave(model: Path, path: Path, **changes: Any) -> Path:
+    """The same model with another pvt.json."""
+    extra = {"pvt.json": ""}
+    module = torch.jit.load(model, _extra_files=extra)
+    metadata = json.loads(extra["pvt.json"]) | changes
+    torch.jit.save(module, path, _extra_files={"pvt.json": json.dumps(metadata)})
+    return path
+
+
+def test_operators_newer_than_the_library(binary: Path, model: Path, tmp_path: Path) -> None:
+    image = PHOTOS / "cat.jpg"
+    newer = resave(
+        model, tmp_path / "newer.pt", version="9.0", ops={"version": 9, "required": ["pvt::resize"]}
+    )
+    (message,) = errors(Infer(binary, newer)(image, code=5))
+    assert message.startswith(f"{newer}: needs operator version 9 (exported by pvt_ext 9.0), "), (
+        message
+    )
+    assert message.endswith("has version 1")
+    other = resave(model, tmp_path / "other.pt", ops={"version": 1, "required": ["pvt::teleport"]})
+    (message,) = errors(Infer(binary, other)(image, code=5))
+    assert "needs the operators pvt::teleport" in message
+
+
+def resave_without(model: Path, path: Path, key: str) -> Path:
+    """The same model with an entry of pvt.json left out."""
+    extra = {"pvt.json": ""}
+    module = torch.jit.load(model, _extra_files=extra)
+    metadata = json.loads(extra["pvt.json"])
+    del metadata[key]
+    torch.jit.save(module, path, _extra_files={"pvt.json": json.dumps(metadata)})
+    return path
+
+
+def bad_models(model: Path, folder: Path) -> list[tuple[Path, str]]:
+    """Files that are no usable model, and what must be said about each."""
+
+    def write(name: str, data: bytes) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    state = mini().state_dict()
+    torch.save(state, folder / "new.pth")
+    torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
+    save_file({"weight": torch.ones(3)}, folder / "weights.safetensors")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "plain.pt")
+    checkpoint = "is a checkpoint (weights only), not an exported model; make one with: pvt export"
+    return [
+        (folder / "gone.pt", "cannot be opened: No such file or directory"),
+        (folder, "is a directory, not an exported model"),
+        (write("empty.pt", b""), "is empty (0 bytes)"),
+        (write("photo.pt", jpeg(photo(8, 8))), "is not an exported model (no zip archive)"),
+        (write("cut.pt", model.read_bytes()[:-1]), "truncated or damaged model file"),
+        (resave_without(model, folder / "no_ops.pt", "ops"), "'ops' is absent"),
+        (folder / "new.pth", checkpoint),
+        (folder / "old.pth", checkpoint),
+        (folder / "weights.safetensors", checkpoint),
+        (folder / "plain.pt", "without pvt.json and without a method 'preprocess'"),
+    ]
+
+
+def test_bad_models_are_named_in_one_line(binary: Path, model: Path, tmp_path: Path) -> None:
+    for path, message in bad_models(model, tmp_path):
+        result = Infer(binary, path)(PHOTOS / "cat.jpg", code=4)
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 2  # system_info, and what is wrong
+        (line,) = errors(result)
+        assert line.startswith(f"{path}: ")
+        assert message in line
+
+
+def test_every_truncation_of_a_model_is_one_line(binary: Path, model: Path, tmp_path: Path) -> None:
+    content = model.read_bytes()
+    for size in np.linspace(1, len(content) - 1, 12).astype(int).tolist():
+        (tmp_path / "cut.pt").write_bytes(content[:size])
+        (line,) = errors(Infer(binary, tmp_path / "cut.pt")(PHOTOS / "cat.jpg", code=4))
+        assert "cut.pt: " in line
+
+
+# ---- the command line ----
+
+
+def test_bad_arguments_explain_themselves(infer: Infer, binary: Path) -> None:
+    image = PHOTOS / "cat.jpg"
+    cases: list[tuple[Sequence[object], str]] = [
+        (("--no-such-flag", image), "--no-such-flag"),
+        (("--topk", "0", image), "--topk"),
+        (("--topk", "many", image), "--topk"),
+        (("--batch", "0", image), "--batch"),
+        (("--batch", "-1", image), "--batch"),
+        (("--threads", "-1", image), "--threads"),
+        (("--format", "xml", image), "--format"),
+        (("--device", "gpu", image), "device: expected cpu, cuda or cuda:<index>, got gpu"),
+        ((), "images: expected at least one"),
+    ]
+    for arguments, message in cases:
+        result = infer(*arguments, code=2)
+        assert result.stdout == ""
+        assert message in result.stderr
+    assert "--model is required" in Infer(binary, None)(image, code=2).stderr
+
+
+def test_a_missing_cuda_device_is_one_line(infer: Infer) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    for device in ("cuda", "cuda:1"):
+        (message,) = errors(infer("--device", device, PHOTOS / "cat.jpg", code=2))
+        assert message.startswith(f"device {device}: there is no CUDA device")
+
+
+def test_help_and_version(binary: Path) -> None:
+    run = Infer(binary, None)
+    text = run("--help").stdout
+    for option in ("--model", "--ops-lib", "--topk N=5", "--batch N=1", "--repeat N=1", "--info"):
+        assert option in text
+    assert all(f"\n  {code}  " in text for code in range(6))
+    version = (ROOT / "VERSION").read_text().strip()
+    assert re.fullmatch(rf"pvt_infer {version} \(torch [\d.]+\)\n", run("--version").stdout)
+
+
+def test_info(infer: Infer, model: Path) -> None:
+    extra = {"pvt.json": ""}
+    torch.jit.load(model, _extra_files=extra)
+    (metadata,) = infer.json("--info")
+    assert metadata == json.loads(extra["pvt.json"])
+    text = infer("--info").stdout
+    assert "pvt_mini, 1000 classes, float32" in text
+    assert "pvt::sra_attention" in text
+
+
+def test_first_line_and_times_go_to_stderr(infer: Infer) -> None:
+    result = infer("--repeat", 3, "--warmup", 1, "--batch", 3, PHOTOS)
+    lines = result.stderr.splitlines()
+    pattern = r"system_info: pvt_ext \S+, torch \S+, CPU level \w+, device cpu, threads \d+"
+    assert re.fullmatch(pattern, lines[0])
+    number = r"\d+\.\d+"
+    times = rf"first {number} ms, p50 {number} ms, p95 {number} ms, {number} images/s"
+    count = len(PHOTO_FILES)
+    assert re.fullmatch(
+        rf"timing: decode \+ preprocess, per image: {times} \({3 * count} runs\)", lines[-2]
+    )
+    assert re.fullmatch(
+        rf"timing: network, batch 3: {times} \({3 * ((count + 2) // 3)} runs\)", lines[-1]
+    )
+    assert "timing" not in result.stdout
+
+
+def test_output_that_cannot_be_written_is_an_error(infer: Infer, tmp_path: Path) -> None:
+    image = PHOTOS / "cat.jpg"
+    (message,) = errors(infer("--logits", tmp_path / "no/folder.npy", image, code=1))
+    assert "no/folder.npy: cannot be written: No such file or directory" in message
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            command = [infer.binary, "--model", str(infer.model), str(image)]
+            assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
+def test_memory_does_not_grow_with_the_number_of_images(infer: Infer, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(jpeg(photo(400, 400)))
+
+    def peak(count: int) -> int:
+        (tmp_path / "list.txt").write_text(f"{tmp_path}/image.jpg\n" * count)
+        command = [str(infer.binary), "--model", str(infer.model), "--batch", "4"]
+        command += ["--logits", str(tmp_path / "logits.npy"), str(tmp_path / "list.txt")]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert len(np.load(tmp_path / "logits.npy")) == count
+        return usage.ru_maxrss
+
+    # A kept image or input is 48 KiB or more: 500 of them would be 24 MiB.
+    assert peak(520) - peak(20) < 12 * 1024
