@@ -12,22 +12,8 @@
 #include "checks.h"
 #include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
+#include "cpu/reduce_args.h"
 #include "cpu/scratch.h"
-
-namespace pvt {
-
-// What reduce_rows of every level takes.
-struct ReduceArgs {
-  int64_t W, C, sr_ratio, out_H, out_W;
-  int64_t batch_stride, token_stride;  // of x, in elements
-  const float* weight;                 // packed, see pack_four_channels
-  const float* bias;                   // these three: [C]
-  const float* norm_weight;
-  const float* norm_bias;
-  float eps;
-};
-
-}  // namespace pvt
 
 #define PVT_KERNEL_BODY "cpu/spatial_reduction_impl.h"
 #include "cpu/foreach_level.h"
