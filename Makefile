@@ -17,14 +17,15 @@ PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc
 PHOTOS := assets/photos
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench cpp clean
+.PHONY: demo test lint bench cpp clean FORCE
 
 demo: out/$(MODEL).pt $(BUILD)/build.ninja
 	cmake --build $(BUILD) --target pvt_infer
 	@echo
 	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 $(PHOTOS)
-	$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 --format json $(PHOTOS) 2>/dev/null \
-	  | $(BIN)/python examples/plot_predictions.py out/predictions.png --title "$(MODEL)$$(cat out/$(MODEL).note)"
+	@$(BUILD)/bin/pvt_infer --model out/$(MODEL).pt --topk 5 --format json $(PHOTOS) > out/predictions.jsonl
+	@$(BIN)/python examples/plot_predictions.py out/predictions.png -i out/predictions.jsonl \
+	  --title "$(MODEL)$$(cat out/$(MODEL).note)"
 	@echo "$(MODEL)$$(cat out/$(MODEL).note)"
 	@echo "picture: out/predictions.png"
 
@@ -43,9 +44,15 @@ bench: $(VENV)/installed
 
 # ---- Python environment ----
 
-$(VENV)/torch:
-	tools/system_packages.sh
-	$(PYTHON) -m venv $(VENV)
+# Another PYTHON or TORCH than last time starts a new environment.
+build/environment: FORCE
+	@mkdir -p build
+	@echo "$(PYTHON) $(TORCH)" | cmp -s - $@ || echo "$(PYTHON) $(TORCH)" > $@
+
+$(VENV)/torch: build/environment
+	PYTHON="$(PYTHON)" tools/system_packages.sh
+	rm -rf $(BUILD)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)" numpy
 	touch $@

@@ -37,11 +37,13 @@ def check_cuda_wish() -> None:
 def default_max_jobs() -> int:
     """As many compilers as there are cores, and memory for: one takes up to 1 GB."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
         return cores or 1
-    return max(1, min(cores or 1, free // 2**30))
+    available = next(
+        int(line.split()[1]) for line in meminfo.read_text().splitlines() if "MemAvailable" in line
+    )
+    return max(1, min(cores or 1, available // 2**20))  # available is in KiB
 
 
 class BuildOperators(BuildExtension):

@@ -13,8 +13,19 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import build_meta
-from setuptools.build_meta import build_sdist, get_requires_for_build_sdist
+BUILD_TOOLS = (
+    "building pvt_ext without isolation needs its build tools; "
+    "run: pip install 'setuptools>=77' pybind11 ninja"
+)
+
+try:
+    import setuptools
+    from setuptools import build_meta
+    from setuptools.build_meta import build_sdist, get_requires_for_build_sdist
+except ModuleNotFoundError:
+    sys.exit(BUILD_TOOLS)
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"{BUILD_TOOLS} (found setuptools {setuptools.__version__})")
 
 __all__ = ["build_sdist", "get_requires_for_build_sdist"]
 
@@ -27,8 +38,9 @@ INSTALL_TORCH = (
 def _installed_packages() -> list[str]:
     """Package folders of the environment that pip installs into."""
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    if sys.prefix == sys.base_prefix:
-        folders.append(site.getusersitepackages())
+    settings = Path(sys.prefix, "pyvenv.cfg")  # of a virtual environment
+    if not settings.exists() or "include-system-site-packages = true" in settings.read_text():
+        folders += [*site.getsitepackages([sys.base_prefix]), site.getusersitepackages()]
     return folders
 
 

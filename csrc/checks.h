@@ -101,7 +101,8 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
         ": expected x of dtype float32, float64, float16 or bfloat16, got ",
         dtype_name(x.scalar_type()));
   check(x.dim() == 3, op, ": expected x of shape [B, H * W, C], got ", shape(x));
-  check(H >= 1 && W >= 1 && x.size(1) == H * W, op,
+  // By division: H * W may not fit.
+  check(H >= 1 && W >= 1 && x.size(1) % H == 0 && x.size(1) / H == W, op,
         ": expected x of shape [B, H * W, C] with H = ", H, ", W = ", W, ", got ", shape(x));
   check(sr_ratio >= 1, op, ": expected sr_ratio of at least 1, got ", sr_ratio);
   check(H >= sr_ratio && W >= sr_ratio, op, ": expected a token grid of at least ", sr_ratio, "x",

@@ -14,7 +14,7 @@ import torch
 
 MIN_TORCH = (2, 10)
 LIBRARY = Path(__file__).parent / "lib" / "libpvt_ops.so"
-REBUILD = "pip install --force-reinstall --no-deps pvt_ext (or `pip install .` in its source tree)"
+REBUILD = "pip install --force-reinstall --no-deps . (in the source tree of pvt_ext)"
 
 
 def _built_with() -> str:

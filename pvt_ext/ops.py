@@ -105,6 +105,16 @@ def resize(
 
 @torch.library.register_fake("pvt::sra_attention")
 def _(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
+    torch._check(q.dim() == 3, lambda: f"sra_attention: expected q [B, N, C], got {q.shape}")
+    B, _, C = q.shape
+    torch._check(
+        kv.dim() == 3 and kv.shape[0] == B and kv.shape[2] == 2 * C,
+        lambda: f"sra_attention: expected kv [{B}, kv_len, {2 * C}], got {kv.shape}",
+    )
+    torch._check(
+        num_heads >= 1 and C % num_heads == 0,
+        lambda: f"sra_attention: expected num_heads to divide C = {C}, got {num_heads}",
+    )
     return q.new_empty(q.shape)
 
 
@@ -120,7 +130,19 @@ def _(
     sr_ratio: int,
     eps: float,
 ) -> Tensor:
-    B, _, C = x.shape
+    torch._check(x.dim() == 3, lambda: f"spatial_reduction: expected x [B, N, C], got {x.shape}")
+    B, N, C = x.shape
+    torch._check(
+        N == H * W,
+        lambda: f"spatial_reduction: expected x [B, {H} * {W}, C], got {x.shape}",
+    )
+    torch._check(
+        list(weight.shape) == [C, C, sr_ratio, sr_ratio],
+        lambda: (
+            f"spatial_reduction: expected weight [{C}, {C}, {sr_ratio}, {sr_ratio}], "
+            f"got {weight.shape}"
+        ),
+    )
     return x.new_empty((B, (H // sr_ratio) * (W // sr_ratio), C))
 
 

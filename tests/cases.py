@@ -75,6 +75,12 @@ REDUCTION = [
     ReductionCase(1, 6, 7, 3, 1),
 ]
 
+# By operator; the tests of test_ops.py run every operator that has cases here.
+CASES: dict[str, list[AttentionCase] | list[ReductionCase]] = {
+    "sra_attention": ATTENTION,
+    "spatial_reduction": REDUCTION,
+}
+
 
 def assert_as_exact(ours: Tensor, torchs: Tensor, truth: Tensor) -> None:
     """Our error against float64 is at most twice PyTorch's own at the same dtype.

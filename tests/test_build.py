@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,13 @@ def isolated_python(tmp_path: Path, code: str) -> subprocess.CompletedProcess[st
     """Run ``code`` as pip runs a build backend: with setuptools in sight and nothing else."""
     for package in ("setuptools", "_distutils_hack"):
         (tmp_path / package).symlink_to(distribution("setuptools").locate_file(package))
+    metadata = f"setuptools-{version('setuptools')}.dist-info"
+    (tmp_path / metadata).symlink_to(distribution("setuptools").locate_file(metadata))
+    return python_without_packages(code, tmp_path)
+
+
+def python_without_packages(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` with the packages in ``tmp_path`` and the build backend, and no others."""
     path = os.pathsep.join([str(tmp_path), str(ROOT / "build_tools")])
     hide = "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]\n"
     return subprocess.run(
@@ -48,6 +55,22 @@ def test_no_torch_ends_in_one_line(tmp_path, hook):
     done = isolated_python(tmp_path, code)
     assert done.returncode != 0
     assert "pip install torch" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("found", ["none", "old"])
+def test_missing_build_tools_end_in_one_line(tmp_path, found):
+    if found == "old":
+        (tmp_path / "setuptools").mkdir()
+        (tmp_path / "setuptools" / "__init__.py").write_text('__version__ = "65.5.0"')
+        for module in ("build_meta.py", "dist.py"):
+            (tmp_path / "setuptools" / module).write_text(
+                "build_sdist = get_requires_for_build_sdist = None"
+            )
+    done = python_without_packages("import backend", tmp_path)
+    assert done.returncode != 0
+    assert "pip install 'setuptools>=77' pybind11 ninja" in done.stderr
+    assert ("found setuptools 65.5.0" in done.stderr) == (found == "old")
     assert len(done.stderr.splitlines()) == 1
 
 

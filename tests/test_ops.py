@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pvt_ext import ops, reference
 
-ALL = [(ops.sra_attention, reference.sra_attention, case) for case in cases.ATTENTION] + [
-    (ops.spatial_reduction, reference.spatial_reduction, case) for case in cases.REDUCTION
+ALL = [
+    (getattr(ops, name), getattr(reference, name), case)
+    for name, of_operator in cases.CASES.items()
+    for case in of_operator
 ]
 SMALL = [
     (ops.sra_attention, reference.sra_attention, cases.AttentionCase(2, 6, 8, 2, 5)),
@@ -191,6 +193,40 @@ def test_any_scale(scale):
     check(ops.sra_attention, reference.sra_attention, (q, kv, num_heads, scale))
 
 
+def test_a_block_of_keys_without_weight():
+    """All scores of the first block are -inf; a later key is finite and gets all the weight."""
+    q = torch.full((1, 1, 1), 2e38)
+    kv = torch.stack([torch.full((600,), -1e3), torch.arange(600.0)], dim=-1)[None]
+    kv[0, 590, 0] = 0.0
+    assert ops.sra_attention(q, kv, 1, 1.0).item() == 590.0
+
+
+def test_a_failed_allocation_leaves_a_working_operator():
+    q, kv = torch.randn(1, 4, 8), torch.randn(1, 1, 16)
+    expected = ops.sra_attention(q, kv, 2, 0.5)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(RuntimeError, match=r"^not enough memory: \d+ bytes"):
+            ops.sra_attention(q, kv.expand(1, 2**44, 16), 2, 0.5)
+        assert torch.equal(ops.sra_attention(q, kv, 2, 0.5), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_shapes_are_checked_while_tracing_too(device):
+    with pytest.raises(RuntimeError, match=r"sra_attention: expected kv.*\[2, "):
+        ops.sra_attention(
+            torch.randn(2, 4, 8, device=device), torch.randn(2, 3, 7, device=device), 2, 0.5
+        )
+    vector = torch.zeros(4, device=device)
+    weight = torch.zeros(4, 4, 2, 2, device=device)
+    x = torch.zeros(1, 9, 4, device=device)
+    with pytest.raises(RuntimeError, match=r"spatial_reduction: expected x.*\[1, 9, 4\]"):
+        ops.spatial_reduction(x, 2, 4, weight, vector, vector, vector, 2, 1e-5)
+
+
 def test_large_scores_do_not_overflow():
     q, kv, num_heads, scale = cases.AttentionCase(1, 2000, 32, 1, 600).inputs(torch.float32)
     check(ops.sra_attention, reference.sra_attention, (q * 300, kv, num_heads, scale))
@@ -286,6 +322,7 @@ def resize_with(**changes):
         (attention_with(num_heads=0), "num_heads to divide C = 8, got 0"),
         (reduction_with(x=torch.zeros(2, 24)), r"x of shape \[B, H \* W, C\], got \[2, 24\]"),
         (reduction_with(H=5), r"with H = 5, W = 6, got \[2, 24, 3\]"),
+        (reduction_with(H=2**33, W=2**33), r"with H = 8589934592, W = 8589934592"),
         (reduction_with(sr_ratio=0), "sr_ratio of at least 1, got 0"),
         (reduction_with(sr_ratio=5), r"a token grid of at least 5x5 \(sr_ratio\), got 4x6"),
         (reduction_with(sr_ratio=3), r"weight of shape \[3, 3, 3, 3\], got \[3, 3, 2, 2\]"),

@@ -1,28 +1,39 @@
 #!/bin/sh
-# Checks for the system packages that the build needs. As root on Debian or Ubuntu it installs what is
-# missing; otherwise it prints the line to type.
+# Checks for what the build needs of the system, by trying it. As root on Debian or Ubuntu it installs
+# what is missing; otherwise it prints the line to type. SKIP_SYSTEM_PACKAGES=1 skips the check.
 set -eu
+[ "${SKIP_SYSTEM_PACKAGES:-0}" = 0 ] || exit 0
 
-packages="g++ cmake ninja-build python3-dev python3-venv libjpeg-dev libpng-dev libcli11-dev nlohmann-json3-dev doctest-dev"
-
-if ! command -v dpkg-query >/dev/null; then
-  echo "This is not Debian or Ubuntu: make sure of a C++20 compiler, CMake >= 3.18, ninja, and the headers of" >&2
-  echo "libjpeg-turbo, libpng, CLI11, nlohmann-json and doctest." >&2
-  exit 0
-fi
-
+python=${PYTHON:-python3}
 missing=""
-for package in $packages; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q "install ok installed" || missing="$missing $package"
-done
+need() {  # need PACKAGE COMMAND...: the package is missing if the command fails
+  package=$1
+  shift
+  "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+header() {  # header NAME: the C++ compiler finds it
+  printf '#include <cstdio>\n#include <%s>\n' "$1" | c++ -std=c++17 -E -x c++ -
+}
+
+need g++ c++ --version
+need cmake cmake --version
+need ninja-build ninja --version
+need python3-venv "$python" -c "import ensurepip, venv"
+need python3-dev "$python" -c "import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')"
+need libjpeg-dev header jpeglib.h
+need libpng-dev header png.h
+need libcli11-dev header CLI/CLI.hpp
+need nlohmann-json3-dev header nlohmann/json.hpp
+need doctest-dev header doctest/doctest.h
 [ -n "$missing" ] || exit 0
 
-if [ "$(id -u)" = 0 ]; then
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing:$missing"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 else
-  echo "Missing system packages; run:" >&2
+  echo "Missing (names of Debian and Ubuntu packages):$missing" >&2
   echo "  sudo apt-get install$missing" >&2
+  echo "or SKIP_SYSTEM_PACKAGES=1 if you know better." >&2
   exit 1
 fi

@@ -34,7 +34,9 @@ struct Operand<BFloat16> {
 
   // An odd count is completed by a zero.
   static void to_units(const BFloat16* src, int64_t count, float* units) {
-    units[count / 2] = count % 2 ? 0.f : units[count / 2];
+    if (count % 2 != 0) {
+      units[count / 2] = 0.f;
+    }
     __builtin_memcpy(units, src, count * sizeof(BFloat16));
   }
   // units[t] <- (first[t], second[t])

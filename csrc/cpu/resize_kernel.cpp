@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "image/resample.h"
 
 namespace pvt {
@@ -31,7 +32,7 @@ Tensor resize_cpu(const Tensor& image, const std::vector<int64_t>& size,
   if (vertical_pass_first(s.in_height, s.in_width, s.height, s.width)) {
     // [y.in_size, x.in_size] -> [crop_height, x.in_size] -> [crop_height, crop_width], row by row
     const int64_t row_size = x.in_size() * s.channels;
-    torch::stable::parallel_for(0, s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
       std::vector<uint8_t> middle(row_size);
       for (int64_t row = begin; row < end; ++row) {
         resample_column(src, in_stride, row_size, y, row, middle.data());
@@ -43,12 +44,12 @@ Tensor resize_cpu(const Tensor& image, const std::vector<int64_t>& size,
     const Tensor middle =
         torch::stable::empty({y.in_size(), s.crop_width, s.channels}, ScalarType::Byte);
     uint8_t* rows = static_cast<uint8_t*>(middle.mutable_data_ptr());
-    torch::stable::parallel_for(0, y.in_size(), kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(y.in_size(), kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         resample_row(src + row * in_stride, s.channels, x, rows + row * out_stride);
       }
     });
-    torch::stable::parallel_for(0, s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         resample_column(rows, out_stride, out_stride, y, row, dst + row * out_stride);
       }

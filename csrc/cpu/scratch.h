@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace pvt {
 
@@ -19,7 +21,13 @@ inline float* thread_scratch(int64_t count) {
   thread_local int64_t size = 0;
   if (count > size) {
     memory.reset();
-    memory.reset(static_cast<float*>(::operator new[](count * sizeof(float), kAlign)));
+    size = 0;  // first, so that a failure below leaves a valid state
+    void* fresh = ::operator new[](count * sizeof(float), kAlign, std::nothrow);
+    if (fresh == nullptr) {
+      throw std::runtime_error("not enough memory: " + std::to_string(count * sizeof(float)) +
+                               " bytes of working memory could not be allocated");
+    }
+    memory.reset(static_cast<float*>(fresh));
     size = count;
   }
   return memory.get();

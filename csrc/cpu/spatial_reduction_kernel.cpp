@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
+#include "cpu/parallel.h"
 #include "cpu/reduce_args.h"
 #include "cpu/scratch.h"
 
@@ -37,7 +38,7 @@ void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const T
 
   // packed <- weight, four output channels at a time, those that pad the last panel included
   const int64_t channels = PVT_BEST_LEVEL(num_panels)(s.C) * PVT_BEST_LEVEL(kPanel);
-  torch::stable::parallel_for(0, channels / 4, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(channels / 4, 1, [&](int64_t begin, int64_t end) {
     float* scratch = thread_scratch(PVT_BEST_LEVEL(pack_scratch_size)(s.C, s.sr_ratio));
     for (int64_t group = begin; group < end; ++group) {
       pack(weight_data, s.C, s.sr_ratio, 4 * group, packed_data, scratch);
@@ -57,7 +58,7 @@ void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const T
   const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());
   scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
   constexpr int64_t kGrain = 6;  // rows: one register tile
-  torch::stable::parallel_for(0, s.B * s.kv_len(), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(s.B * s.kv_len(), kGrain, [&](int64_t begin, int64_t end) {
     reduce(args, x_data, begin, end, out_data, thread_scratch(scratch_size));
   });
 }

@@ -65,9 +65,11 @@ inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
     best = max(best, scaled);
   }
   *m = reduce_max(best);
+  // A block of nothing but -inf has no weight yet, rather than -inf - (-inf).
+  const float shift = *m == -INFINITY ? 0.f : *m;
   Vec sum{};
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp_nonpositive(load(s + j) - *m);
+    const Vec p = exp_nonpositive(load(s + j) - shift);
     store(s + j, p);
     sum += p;
   }

@@ -13,6 +13,7 @@
 #include "checks.h"
 #include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
 #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
@@ -35,27 +36,26 @@ void run(const SraShape& s, const Tensor& q, const Tensor& kv, double scale, Ten
   const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim);
 
   const int64_t num_blocks = (s.N + kRowsPerTask - 1) / kRowsPerTask;
-  torch::stable::parallel_for(
-      0, s.B * s.num_heads * num_blocks, 1, [&](int64_t begin, int64_t end) {
-        float* packed = thread_scratch(packed_size + scratch_size);
-        float* scratch = packed + packed_size;
-        int64_t packed_head = -1;
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t head = task / num_blocks;  // b * num_heads + h
-          const int64_t row = task % num_blocks * kRowsPerTask;
-          const int64_t b = head / s.num_heads, column = head % s.num_heads * s.head_dim;
-          // Blocks of a head follow each other, so a thread packs each head once; threads that
-          // share a head pack it twice, which is cheaper than waiting for each other.
-          if (head != packed_head) {
-            const scalar_t* k = kv_data + b * kv.stride(0) + column;
-            pack(k, k + s.C, s.kv_len, s.head_dim, kv.stride(1), packed, scratch);
-            packed_head = head;
-          }
-          attend(q_data + b * q.stride(0) + row * q.stride(1) + column, q.stride(1), packed,
-                 std::min(kRowsPerTask, s.N - row), s.kv_len, s.head_dim, static_cast<float>(scale),
-                 out_data + (b * s.N + row) * s.C + column, s.C, scratch);
-        }
-      });
+  parallel_for(s.B * s.num_heads * num_blocks, 1, [&](int64_t begin, int64_t end) {
+    float* packed = thread_scratch(packed_size + scratch_size);
+    float* scratch = packed + packed_size;
+    int64_t packed_head = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / num_blocks;  // b * num_heads + h
+      const int64_t row = task % num_blocks * kRowsPerTask;
+      const int64_t b = head / s.num_heads, column = head % s.num_heads * s.head_dim;
+      // Blocks of a head follow each other, so a thread packs each head once; threads that
+      // share a head pack it twice, which is cheaper than waiting for each other.
+      if (head != packed_head) {
+        const scalar_t* k = kv_data + b * kv.stride(0) + column;
+        pack(k, k + s.C, s.kv_len, s.head_dim, kv.stride(1), packed, scratch);
+        packed_head = head;
+      }
+      attend(q_data + b * q.stride(0) + row * q.stride(1) + column, q.stride(1), packed,
+             std::min(kRowsPerTask, s.N - row), s.kv_len, s.head_dim, static_cast<float>(scale),
+             out_data + (b * s.N + row) * s.C + column, s.C, scratch);
+    }
+  });
 }
 
 }  // namespace
