@@ -12,10 +12,19 @@ if(NOT EXISTS "${_pvt_ops}")
   return()
 endif()
 
-include(CMakeFindDependencyMacro)
+# Not find_dependency: it returns from this file when nothing is found, with CMAKE_MODULE_PATH changed.
+set(_pvt_quiet)
+if(pvt_ext_FIND_QUIETLY)
+  set(_pvt_quiet QUIET)
+endif()
 list(INSERT CMAKE_MODULE_PATH 0 "${CMAKE_CURRENT_LIST_DIR}")
-find_dependency(LibTorch 2.10)
+find_package(LibTorch 2.10 ${_pvt_quiet})
 list(REMOVE_AT CMAKE_MODULE_PATH 0)
+if(NOT LibTorch_FOUND)
+  set(pvt_ext_FOUND FALSE)
+  set(pvt_ext_NOT_FOUND_MESSAGE "LibTorch of at least version 2.10 was not found")
+  return()
+endif()
 
 if(NOT TARGET pvt_ext::ops)
   # For the rpath of programs in their build tree.

@@ -97,6 +97,14 @@ def test_an_empty_directory_is_no_answer(infer: Infer, tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
+def test_a_list_without_images_is_no_answer(infer: Infer, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n")
+    for arguments in (["-"], ["list.txt"]):
+        result = infer(*arguments, code=3, cwd=tmp_path, input="")
+        assert errors(result)[0] == f"{arguments[0]}: no image in this list; skipped"
+        assert result.stdout == ""
+
+
 # ---- models and operators ----
 
 
@@ -130,6 +138,35 @@ def test_no_operator_library(binary: Path, model: Path, tmp_path: Path) -> None:
         alone("--ops-lib", tmp_path / "lib/libpvt_runtime.so", image, code=5, env=environment)
     )
     assert "not the operator library of pvt_ext" in message
+
+
+def test_a_library_under_another_name_is_the_one_in_use(
+    binary: Path, model: Path, tmp_path: Path
+) -> None:
+    library = binary.parent.parent / "lib" / "libpvt_ops.so"
+    mine, other = tmp_path / "my_ops.so", tmp_path / "other.so"
+    for path in (mine, other):
+        shutil.copy(library, path)
+    image = PHOTOS / "cat.jpg"
+    infer = Infer(binary, model)
+    assert len(infer.json("--ops-lib", "my_ops.so", image, cwd=tmp_path)) == 1
+    preloaded = os.environ | {"LD_PRELOAD": str(mine)}
+    assert len(infer.json(image, env=preloaded)) == 1
+    assert len(infer.json("--ops-lib", mine, image, env=preloaded)) == 1
+    (message,) = errors(infer("--ops-lib", other, image, code=5, env=preloaded))
+    assert message.endswith(f"{other}: cannot be loaded, this program has loaded {mine} already")
+
+
+def test_operators_of_an_unknown_library_are_not_registered_again(
+    binary: Path, model: Path, tmp_path: Path
+) -> None:
+    """As in a program that contains the operators and keeps the library's functions to itself."""
+    library = binary.parent.parent / "lib" / "libpvt_ops.so"
+    renamed = library.read_bytes().replace(b"\0pvt_ops_version\0", b"\0pvt_ops_private\0")
+    (tmp_path / "unknown.so").write_bytes(renamed)
+    environment = os.environ | {"LD_PRELOAD": str(tmp_path / "unknown.so")}
+    (message,) = errors(Infer(binary, model)(PHOTOS / "cat.jpg", code=5, env=environment))
+    assert "this program has registered pvt::resize by other means" in message
 
 
 def resave(model: Path, path: Path, **changes: Any) -> Path:
@@ -178,7 +215,12 @@ def bad_models(model: Path, folder: Path) -> list[tuple[Path, str]]:
     torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
     save_file({"weight": torch.ones(3)}, folder / "weights.safetensors")
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "plain.pt")
+    torch.save(nn.Linear(2, 2), folder / "pickled.pt")
     checkpoint = "is a checkpoint (weights only), not an exported model; make one with: pvt export"
+    saved = (
+        "is a file of torch.save (a checkpoint or a pickled model), not an exported model; "
+        "make one from a checkpoint (weights only) with: pvt export NAME --weights FILE"
+    )
     return [
         (folder / "gone.pt", "cannot be opened: No such file or directory"),
         (folder, "is a directory, not an exported model"),
@@ -186,8 +228,10 @@ def bad_models(model: Path, folder: Path) -> list[tuple[Path, str]]:
         (write("photo.pt", jpeg(photo(8, 8))), "is not an exported model (no zip archive)"),
         (write("cut.pt", model.read_bytes()[:-1]), "truncated or damaged model file"),
         (resave_without(model, folder / "no_ops.pt", "ops"), "'ops' is absent"),
-        (folder / "new.pth", checkpoint),
-        (folder / "old.pth", checkpoint),
+        (folder / "new.pth", saved),
+        (folder / "old.pth", saved),
+        (folder / "pickled.pt", saved),
+        (Path("/dev/null"), "is a pipe, device or socket, expected a regular file"),
         (folder / "weights.safetensors", checkpoint),
         (folder / "plain.pt", "without pvt.json and without a method 'preprocess'"),
     ]
@@ -287,6 +331,71 @@ def test_output_that_cannot_be_written_is_an_error(infer: Infer, tmp_path: Path)
         with open("/dev/full", "w") as full:
             command = [infer.binary, "--model", str(infer.model), str(image)]
             assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_ends_the_run_at_once(infer: Infer) -> None:
+    def errors_of(*arguments: object) -> str:
+        command = [str(infer.binary), "--model", str(infer.model), *map(str, arguments)]
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1
+        assert "pvt_infer: stdout: cannot be written" in result.stderr
+        return result.stderr
+
+    # The second path is not looked at any more.
+    assert "gone.jpg" not in errors_of(PHOTOS / "cat.jpg", "gone.jpg")
+    errors_of("--info")
+
+
+def test_outputs_do_not_overwrite_what_is_read(binary: Path, model: Path, tmp_path: Path) -> None:
+    library = binary.parent.parent / "lib" / "libpvt_ops.so"
+    for source, name in ((PHOTOS / "cat.jpg", "cat.jpg"), (model, "m.pt"), (library, "ops.so")):
+        shutil.copy(source, tmp_path / name)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path / "photos" / "in.jpg")
+    (tmp_path / "list.txt").write_text("cat.jpg\n")
+    (tmp_path / "link.npy").symlink_to("cat.jpg")
+    (tmp_path / "hard.npy").hardlink_to(tmp_path / "m.pt")
+    (tmp_path / "old.npy").write_text("left alone when the other one is wrong")
+    os.mkfifo(tmp_path / "pipe")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    infer = Infer(binary, Path("m.pt"))
+
+    cases: list[tuple[Sequence[str], str]] = [
+        (("--logits", "cat.jpg", "cat.jpg"), "got cat.jpg, one of the inputs"),
+        (("--dump-input", "cat.jpg", "./cat.jpg"), "got cat.jpg, one of the inputs"),
+        (("--logits", "link.npy", "cat.jpg"), "got link.npy, one of the inputs"),
+        (("--logits", "photos/in.jpg", "photos"), "got photos/in.jpg, one of the inputs"),
+        (("--logits", "cat.jpg", "list.txt"), "got cat.jpg, one of the inputs"),
+        (("--logits", "list.txt", "list.txt"), "got list.txt, one of the inputs"),
+        (("--logits", "m.pt", "cat.jpg"), "got m.pt, the model"),
+        (("--logits", "hard.npy", "cat.jpg"), "got hard.npy, the model"),
+        (("--dump-input", "m.pt", "--logits", "old.npy", "cat.jpg"), "got m.pt, the model"),
+        (("--ops-lib", "ops.so", "--logits", "ops.so", "cat.jpg"), "the operator library"),
+        (("--logits", "photos", "cat.jpg"), "got photos, which is no regular file"),
+        (("--logits", "pipe", "cat.jpg"), "got pipe, which is no regular file"),
+        (("--logits", "a.npy", "--dump-input", "a.npy", "cat.jpg"), "got a.npy, the same file"),
+        (
+            ("--logits", "a.npy", "--dump-input", "photos/../a.npy", "cat.jpg"),
+            "got a.npy and photos/../a.npy, the same file",
+        ),
+    ]
+    for arguments, message in cases:
+        result = infer(*arguments, code=2, cwd=tmp_path)
+        assert result.stdout == ""
+        (error,) = errors(result)
+        assert error.startswith(("--logits", "--dump-input")), error
+        assert message in error
+    with open(tmp_path / "old.npy", "a") as redirected:
+        command = [str(binary), "--model", "m.pt", "--logits", "old.npy", "cat.jpg"]
+        assert subprocess.run(command, stdout=redirected, cwd=tmp_path).returncode == 2
+    now = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert now == files
+
+    # An older result is no input.
+    infer("--logits", "old.npy", "--dump-input", "new.npy", "cat.jpg", cwd=tmp_path)
+    assert len(np.load(tmp_path / "old.npy")) == len(np.load(tmp_path / "new.npy")) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")

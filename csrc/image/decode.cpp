@@ -6,7 +6,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 
 #include "image/decode_formats.h"
 
@@ -31,6 +30,24 @@ std::string first_bytes(const uint8_t* bytes, size_t size) {
   return text;
 }
 
+void check_start(const uint8_t* bytes, size_t size) {
+  if (size == 0) {
+    throw DecodeError("the file is empty (0 bytes)");
+  }
+  if (!starts_with(bytes, size, kJpegStart) && !starts_with(bytes, size, kPngStart)) {
+    throw DecodeError("not a JPEG or PNG image: the first bytes are " + first_bytes(bytes, size));
+  }
+}
+
+// Up to `size` bytes; fewer where the file ends.
+size_t read_bytes(std::ifstream& file, uint8_t* bytes, size_t size) {
+  file.read(reinterpret_cast<char*>(bytes), static_cast<std::streamsize>(size));
+  if (file.bad()) {
+    throw DecodeError("cannot be read to its end");
+  }
+  return static_cast<size_t>(file.gcount());
+}
+
 }  // namespace
 
 Image allocate_image(int64_t height, int64_t width, int64_t max_pixels) {
@@ -47,33 +64,41 @@ Image allocate_image(int64_t height, int64_t width, int64_t max_pixels) {
 }
 
 Image decode_image(const uint8_t* bytes, size_t size, int64_t max_pixels) {
-  if (size == 0) {
-    throw DecodeError("the file is empty (0 bytes)");
-  }
-  if (starts_with(bytes, size, kJpegStart)) {
-    return decode_jpeg(bytes, size, max_pixels);
-  }
-  if (starts_with(bytes, size, kPngStart)) {
-    return decode_png(bytes, size, max_pixels);
-  }
-  throw DecodeError("not a JPEG or PNG image: the first bytes are " + first_bytes(bytes, size));
+  check_start(bytes, size);
+  return starts_with(bytes, size, kJpegStart) ? decode_jpeg(bytes, size, max_pixels)
+                                              : decode_png(bytes, size, max_pixels);
 }
 
 Image read_image(const std::string& path) {
+  namespace fs = std::filesystem;
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
+  const fs::file_status status = fs::status(path, ignored);
+  if (fs::is_directory(status)) {
     throw DecodeError("a directory, not an image file");
+  }
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    throw DecodeError("a pipe, device or socket, expected a regular file");
   }
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) {
     throw DecodeError(std::string("cannot be opened: ") + std::strerror(errno));
   }
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad()) {
-    throw DecodeError("cannot be read to its end");
+  std::vector<uint8_t> bytes(sizeof kPngStart);
+  size_t size = read_bytes(file, bytes.data(), bytes.size());
+  check_start(bytes.data(), size);
+
+  file.clear();  // of the end of a file with fewer bytes
+  file.seekg(0, std::ios::end);
+  const auto file_size = static_cast<int64_t>(file.tellg());
+  if (file_size > kMaxFileSize) {
+    throw DecodeError("file too large: " + std::to_string(file_size) + " bytes, the limit is " +
+                      std::to_string(kMaxFileSize));
   }
-  return decode_image(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  bytes.resize(static_cast<size_t>(std::max<int64_t>(file_size, 0)));
+  file.seekg(0);
+  size = read_bytes(file, bytes.data(), bytes.size());
+  return decode_image(bytes.data(), size);
 }
 
 }  // namespace pvt

@@ -6,9 +6,9 @@
 //   PNG grey with 16 bits is clipped at 255, every other 16-bit PNG keeps its high bytes;
 //   a palette index beyond the palette is black; JPEG CMYK and YCCK are taken as Adobe's
 //   (inverted).
-// Stricter than Pillow: these damages of a PNG are errors here. A wrong checksum of image data, rows
-// that are missing although the stream ends properly, a palette image without palette, an unknown
-// critical chunk, a file cut inside the last bytes of its image data.
+// Stricter than Pillow: these damages of a PNG are errors here. A wrong checksum of image data,
+// rows that are missing although the stream ends properly, a palette image without palette, an
+// unknown critical chunk, a file cut inside the last bytes of its image data.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +39,11 @@ constexpr int64_t kMaxPixels = 2 * 89478485;
 PVT_RUNTIME_API Image decode_image(const uint8_t* bytes, size_t size,
                                    int64_t max_pixels = kMaxPixels);
 
-// decode_image of a file; errors do not repeat the path.
+// More than any image of kMaxPixels takes; a larger file is not read into memory.
+constexpr int64_t kMaxFileSize = int64_t{2} << 30;
+
+// decode_image of a regular file; errors do not repeat the path. A file that does not start as an
+// image does is not read any further.
 PVT_RUNTIME_API Image read_image(const std::string& path);
 
 }  // namespace pvt

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <string_view>
+#include <utility>
 
 namespace pvt {
 namespace {
@@ -23,42 +25,59 @@ bool has_image_name(const fs::path& path) {
   return extension == ".jpg" || extension == ".jpeg" || extension == ".png";
 }
 
-template <class Iterator>
-void collect(Iterator entries, std::vector<std::string>& found) {
-  for (const fs::directory_entry& entry : entries) {
-    std::error_code ignored;
-    if (has_image_name(entry.path()) && !entry.is_directory(ignored)) {
-      found.push_back(entry.path().string());
-    }
-  }
-}
-
+// fs::recursive_directory_iterator ends at the first directory that it cannot open; here such a
+// directory is a problem of its own. Links to directories are not followed.
 void add_directory(const std::string& path, bool recursive, ImageList& list) {
-  std::vector<std::string> found;
-  try {
-    if (recursive) {
-      collect(fs::recursive_directory_iterator(path), found);
-    } else {
-      collect(fs::directory_iterator(path), found);
+  std::vector<std::string> found, problems;
+  std::vector<fs::path> pending = {path};
+  while (!pending.empty()) {
+    const fs::path directory = std::move(pending.back());
+    pending.pop_back();
+    std::error_code error;
+    for (fs::directory_iterator it(directory, error), end; !error && it != end;
+         it.increment(error)) {
+      std::error_code ignored;
+      if (!it->is_directory(ignored)) {
+        if (has_image_name(it->path())) {
+          found.push_back(it->path().string());
+        }
+      } else if (recursive && !it->is_symlink(ignored)) {
+        pending.push_back(it->path());
+      }
     }
-  } catch (const fs::filesystem_error& error) {
-    list.problems.push_back(path + ": cannot be listed: " + error.code().message());
+    if (error) {
+      problems.push_back(directory.string() + ": cannot be listed: " + error.message());
+    }
   }
-  if (found.empty()) {
-    list.problems.push_back(path + ": no .jpg, .jpeg or .png file in this directory");
+  if (found.empty() && problems.empty()) {
+    problems.push_back(path + ": no .jpg, .jpeg or .png file in this directory");
   }
   std::sort(found.begin(), found.end());
+  std::sort(problems.begin(), problems.end());
   list.images.insert(list.images.end(), found.begin(), found.end());
+  list.problems.insert(list.problems.end(), problems.begin(), problems.end());
 }
 
-void add_lines(std::istream& lines, ImageList& list) {
-  for (std::string line; std::getline(lines, line);) {
+// name: of the list, for messages.
+void add_lines(std::istream& lines, const std::string& name, ImageList& list) {
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";  // some editors' first characters
+  const size_t count = list.images.size();
+  bool first = true;
+  for (std::string line; std::getline(lines, line); first = false) {
+    if (first && line.compare(0, kByteOrderMark.size(), kByteOrderMark) == 0) {
+      line.erase(0, kByteOrderMark.size());
+    }
     if (!line.empty() && line.back() == '\r') {
       line.pop_back();
     }
     if (!line.empty()) {
       list.images.push_back(line);
     }
+  }
+  if (lines.bad()) {
+    list.problems.push_back(name + ": this list of images cannot be read to its end");
+  } else if (list.images.size() == count) {
+    list.problems.push_back(name + ": no image in this list");
   }
 }
 
@@ -69,15 +88,16 @@ ImageList list_images(const std::vector<std::string>& arguments, bool recursive)
   for (const std::string& argument : arguments) {
     std::error_code ignored;
     if (argument == "-") {
-      add_lines(std::cin, list);
+      add_lines(std::cin, argument, list);
     } else if (fs::is_directory(argument, ignored)) {
       add_directory(argument, recursive, list);
     } else if (lower_extension(argument) == ".txt") {
       std::ifstream file(argument);
       if (!file) {
         list.problems.push_back(argument + ": this list of images cannot be opened");
+      } else {
+        add_lines(file, argument, list);
       }
-      add_lines(file, list);
     } else {
       list.images.push_back(argument);
     }

@@ -8,7 +8,8 @@ namespace pvt {
 
 struct ImageList {
   std::vector<std::string> images;
-  std::vector<std::string> problems;  // "photos: no such file or directory", one per bad argument
+  // Directories that cannot be listed, and directories and lists without any image, one line each.
+  std::vector<std::string> problems;
 };
 
 // A directory gives its .jpg, .jpeg and .png files (any case) sorted by path; a .txt file, or "-"

@@ -5,23 +5,27 @@
 #include <torch/version.h>
 
 #include "exit_codes.h"
+#include "image_list.h"
 #include "options.h"
 #include "output.h"
+#include "output_files.h"
 #include "run.h"
 
 namespace {
 
-// The first line on stderr. Without the operator library its line goes on without a CPU level;
-// whether the library is needed is for Model::load to say.
-void print_system_info(const pvt::Options& options) {
-  std::string cpu_level = "unknown (no operator library)";
+// The first line on stderr; returns the operator library in use. Without the operator library its
+// line goes on without a CPU level; whether the library is needed is for Model::load to say.
+pvt::OpsLibrary print_system_info(const pvt::Options& options) {
+  pvt::OpsLibrary library;
+  library.cpu_level = "unknown (no operator library)";
   try {
-    cpu_level = pvt::load_ops(options.ops_lib).cpu_level;
+    library = pvt::load_ops(options.ops_lib);
   } catch (const pvt::OpsError&) {
   }
   std::cerr << "system_info: pvt_ext " << pvt::runtime_version() << ", torch " << TORCH_VERSION
-            << ", CPU level " << cpu_level << ", device " << options.device << ", threads "
+            << ", CPU level " << library.cpu_level << ", device " << options.device << ", threads "
             << at::get_num_threads() << std::endl;
+  return library;
 }
 
 int fail(const std::exception& error, int code) {
@@ -34,13 +38,16 @@ int infer(const pvt::Options& options) {
   if (options.threads > 0) {
     at::set_num_threads(options.threads);
   }
-  print_system_info(options);
+  const pvt::OpsLibrary library = print_system_info(options);
   const torch::Device device = pvt::parse_device(options.device);
+  const pvt::ImageList list = pvt::list_images(options.images, options.recursive);
+  pvt::check_output_files(options, list.images, library.path);
   const pvt::Model model = pvt::Model::load(options.model, device, options.ops_lib);
   if (options.info) {
     pvt::print_info(std::cout, model, options.model, options.format == "json");
+    pvt::flush(std::cout);
   }
-  return options.images.empty() ? pvt::kOk : pvt::run(options, model);
+  return options.images.empty() ? pvt::kOk : pvt::run(options, list, model);
 }
 
 }  // namespace
@@ -52,6 +59,8 @@ int main(int argc, char** argv) {
   }
   try {
     return infer(options);
+  } catch (const pvt::ArgumentError& error) {
+    return fail(error, pvt::kBadArguments);
   } catch (const pvt::DeviceError& error) {
     return fail(error, pvt::kBadArguments);
   } catch (const pvt::ModelError& error) {

@@ -1,6 +1,7 @@
 #include "output.h"
 
 #include <iomanip>
+#include <stdexcept>
 
 #include <nlohmann/json.hpp>
 
@@ -48,6 +49,12 @@ void print_json(std::ostream& out, const std::string& image, const std::vector<P
   line["image"] = image;
   line["topk"] = std::move(list);
   out << dump(line) << "\n";
+}
+
+void flush(std::ostream& out) {
+  if (!out.flush()) {
+    throw std::runtime_error("stdout: cannot be written");
+  }
 }
 
 void print_info(std::ostream& out, const Model& model, const std::string& path, bool as_json) {

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "exit_codes.h"
-#include "image_list.h"
 #include "npy.h"
 #include "output.h"
 #include "stats.h"
@@ -14,7 +13,8 @@ namespace {
 
 class Runner {
  public:
-  Runner(const Options& options, const Model& model) : options_(options), model_(model) {
+  Runner(const Options& options, const ImageList& list, const Model& model)
+      : options_(options), list_(list), model_(model) {
     if (!options.logits.empty()) {
       logits_file_ = std::make_unique<NpyWriter>(options.logits);
     }
@@ -24,11 +24,10 @@ class Runner {
   }
 
   int run() {
-    const ImageList list = list_images(options_.images, options_.recursive);
-    for (const std::string& problem : list.problems) {
+    for (const std::string& problem : list_.problems) {
       report(problem);
     }
-    for (const std::string& path : list.images) {
+    for (const std::string& path : list_.images) {
       read(path);
       if (static_cast<int64_t>(inputs_.size()) == options_.batch) {
         answer();
@@ -41,9 +40,6 @@ class Runner {
     finish(input_file_.get());
     std::cerr << "timing: decode + preprocess, per image: " << reading_.report() << "\n"
               << "timing: network, batch " << options_.batch << ": " << network_.report() << "\n";
-    if (!std::cout.flush()) {
-      throw std::runtime_error("stdout: cannot be written");
-    }
     if (num_bad_ > 0) {
       std::cerr << "pvt_infer: " << num_answered_ << " answered, " << num_bad_
                 << " could not be read\n";
@@ -104,8 +100,8 @@ class Runner {
     for (size_t i = 0; i < rows.size(); ++i) {
       (options_.format == "json" ? print_json : print_text)(std::cout, paths_[i], rows[i], labels);
     }
-    // A reader of a pipe sees each batch when it is done.
-    std::cout.flush();
+    // A reader of a pipe sees each batch when it is done, and a full disk ends the run.
+    flush(std::cout);
   }
 
   static void write(NpyWriter* file, const torch::Tensor& rows) {
@@ -124,6 +120,7 @@ class Runner {
   }
 
   const Options& options_;
+  const ImageList& list_;
   const Model& model_;
   std::unique_ptr<NpyWriter> logits_file_, input_file_;
   std::vector<torch::Tensor> inputs_;  // of the batch being filled, [3, height, width] each
@@ -135,8 +132,8 @@ class Runner {
 
 }  // namespace
 
-int run(const Options& options, const Model& model) {
-  return Runner(options, model).run();
+int run(const Options& options, const ImageList& list, const Model& model) {
+  return Runner(options, list, model).run();
 }
 
 }  // namespace pvt

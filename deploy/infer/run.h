@@ -3,11 +3,13 @@
 
 #include <pvt_ext/model.h>
 
+#include "image_list.h"
 #include "options.h"
 
 namespace pvt {
 
 // Returns an exit code. An image that cannot be read is reported on stderr and left out.
-int run(const Options& options, const Model& model);
+// list: of options.images.
+int run(const Options& options, const ImageList& list, const Model& model);
 
 }  // namespace pvt

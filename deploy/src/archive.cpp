@@ -19,14 +19,22 @@ constexpr char kEntry[] = "extra/pvt.json";
 // More than any list of labels takes; a larger entry is not ours and is not read into memory.
 constexpr size_t kMaxEntrySize = size_t{64} << 20;
 
-constexpr char kCheckpoint[] =
+constexpr char kSafetensors[] =
     "is a checkpoint (weights only), not an exported model; make one with: "
     "pvt export NAME --weights FILE -o model.pt";
+// Which of the two it is only unpickling would tell.
+constexpr char kTorchSave[] =
+    "is a file of torch.save (a checkpoint or a pickled model), not an exported model; make one "
+    "from a checkpoint (weights only) with: pvt export NAME --weights FILE -o model.pt";
 
 std::string read_start(const std::string& path) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  if (std::filesystem::is_directory(status)) {
     throw ModelError(path + ": is a directory, not an exported model");
+  }
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw ModelError(path + ": is a pipe, device or socket, expected a regular file");
   }
   errno = 0;
   std::ifstream file(path, std::ios::binary);
@@ -45,8 +53,11 @@ std::string read_start(const std::string& path) {
     throw ModelError(path + ": is empty (0 bytes)");
   }
   // torch.save before 1.6 wrote bare pickles; a safetensors file has a length, then JSON.
-  if (start[0] == '\x80' || (start.size() == 9 && start[8] == '{')) {
-    throw ModelError(path + ": " + kCheckpoint);
+  if (start[0] == '\x80') {
+    throw ModelError(path + ": " + kTorchSave);
+  }
+  if (start.size() == 9 && start[8] == '{') {
+    throw ModelError(path + ": " + kSafetensors);
   }
   throw ModelError(path + ": is not an exported model (no zip archive)");
 }
@@ -81,7 +92,7 @@ std::optional<Metadata> inspect_model(const std::string& path) {
       return std::nullopt;
     }
     if (archive.hasRecord("data.pkl")) {
-      throw ModelError(kCheckpoint);
+      throw ModelError(kTorchSave);
     }
     const auto records = archive.getAllRecords();
     if (has_any(records, "models/") || has_any(records, "archive_format") ||

@@ -17,30 +17,43 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kFileName[] = "libpvt_ops.so";
+constexpr char kAnyOperator[] = "pvt::resize";
+constexpr char kVersionFunction[] = "pvt_ops_version";
 
-// The operator library among those loaded by whatever means (linked, preloaded, imported), or "".
-// A second copy would register every operator twice, which ends the program.
-std::string loaded_path() {
-  std::string path;
+// A handle that gives the functions of the operator library, if one was loaded by whatever means
+// (linked, preloaded, imported) and under whatever name, else nullptr. A second copy would register
+// every operator twice, which ends the program.
+void* find_loaded() {
+  std::vector<std::string> names;
   dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* found) {
-        if (fs::path(info->dlpi_name).filename() != kFileName) {
-          return 0;
-        }
-        *static_cast<std::string*>(found) = info->dlpi_name;
-        return 1;
+      [](dl_phdr_info* info, size_t, void* list) {
+        static_cast<std::vector<std::string>*>(list)->emplace_back(info->dlpi_name);
+        return 0;
       },
-      &path);
-  return path;
+      &names);
+  for (const std::string& name : names) {
+    // The program itself has no name. What cannot be opened again is no file (the kernel's vDSO).
+    void* handle = dlopen(name.empty() ? nullptr : name.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    if (handle == nullptr) {
+      continue;
+    }
+    if (dlsym(handle, kVersionFunction) != nullptr) {
+      return handle;
+    }
+    dlclose(handle);
+  }
+  return nullptr;
+}
+
+std::string file_of(const void* address) {
+  Dl_info info{};
+  return address != nullptr && dladdr(address, &info) != 0 ? info.dli_fname : "";
 }
 
 // Beside the library that holds this function.
 std::string path_beside_runtime() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&loaded_path), &info) == 0) {
-    return "";
-  }
-  return (fs::path(info.dli_fname).parent_path() / kFileName).string();
+  const fs::path runtime = file_of(reinterpret_cast<const void*>(&find_loaded));
+  return (runtime.parent_path() / kFileName).string();
 }
 
 // dlopen looks a bare name up in the system's folders; a file given by the user is that file.
@@ -56,28 +69,40 @@ void* open(const std::string& path, std::string& reason) {
   return handle;
 }
 
-// The handle of the library, loading it if need be.
+// `path` can only be the library that is in use.
+void require_same(const std::string& path, void* handle) {
+  // Tells files apart by what they are, not by their names. It would wait for a pipe's other end.
+  std::error_code ignored;
+  void* other = fs::is_regular_file(path, ignored)
+                    ? dlopen(as_path(path).c_str(), RTLD_LAZY | RTLD_NOLOAD)
+                    : nullptr;
+  void* version = dlsym(handle, kVersionFunction);
+  const bool same = other != nullptr && dlsym(other, kVersionFunction) == version;
+  if (other != nullptr) {
+    dlclose(other);
+  }
+  if (!same) {
+    throw OpsError(path + ": cannot be loaded, this program has loaded " + file_of(version) +
+                   " already");
+  }
+}
+
+// The handle of the library, which is not among those loaded so far.
 void* open_ops(const std::string& path) {
   std::string reason;
-  if (const std::string loaded = loaded_path(); !loaded.empty()) {
-    std::error_code ignored;
-    if (!path.empty() && !fs::equivalent(path, loaded, ignored)) {
-      throw OpsError(path + ": cannot be loaded, this program has loaded " + loaded + " already");
-    }
-    if (void* handle = open(loaded, reason)) {
-      return handle;
-    }
-    throw OpsError("operator library: " + reason);
-  }
-
   const char* variable = std::getenv("PVT_OPS_LIB");
   const bool from_variable = path.empty() && variable != nullptr && *variable != '\0';
   if (!path.empty() || from_variable) {
     const std::string file = from_variable ? variable : path;
+    const std::string source = from_variable ? "$PVT_OPS_LIB: " : "operator library: ";
+    std::error_code ignored;
+    if (fs::exists(file, ignored) && !fs::is_regular_file(file, ignored)) {
+      throw OpsError(source + file + " is not a regular file");
+    }
     if (void* handle = open(as_path(file), reason)) {
       return handle;
     }
-    throw OpsError((from_variable ? "$PVT_OPS_LIB: " : "operator library: ") + reason);
+    throw OpsError(source + reason);
   }
 
   const std::string beside = path_beside_runtime();
@@ -105,21 +130,39 @@ Function* symbol(void* handle, const char* name) {
   return reinterpret_cast<Function*>(address);
 }
 
+OpsLibrary describe(void* handle) {
+  OpsLibrary library;
+  auto* version = symbol<const char*()>(handle, "pvt_version");
+  library.version = version();
+  library.ops_version = symbol<int64_t()>(handle, kVersionFunction)();
+  library.cpu_level = symbol<const char*()>(handle, "pvt_cpu_level")();
+  library.path = file_of(reinterpret_cast<const void*>(version));
+  return library;
+}
+
 }  // namespace
 
 OpsLibrary load_ops(const std::string& path) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  void* handle = open_ops(path);
-  OpsLibrary library;
-  auto* version = symbol<const char*()>(handle, "pvt_version");
-  library.version = version();
-  library.ops_version = symbol<int64_t()>(handle, "pvt_ops_version")();
-  library.cpu_level = symbol<const char*()>(handle, "pvt_cpu_level")();
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(version), &info) != 0) {
-    library.path = info.dli_fname;
+  static void* in_use = nullptr;
+  if (in_use == nullptr) {
+    in_use = find_loaded();
   }
+  if (in_use != nullptr) {
+    if (!path.empty()) {
+      require_same(path, in_use);
+    }
+    return describe(in_use);
+  }
+  if (missing_ops({kAnyOperator}).empty()) {
+    throw OpsError(std::string("this program has registered ") + kAnyOperator +
+                   " by other means than an operator library with the function " +
+                   kVersionFunction + "; a second one cannot be loaded");
+  }
+  void* handle = open_ops(path);
+  const OpsLibrary library = describe(handle);
+  in_use = handle;
   return library;
 }
 

@@ -21,6 +21,11 @@ foreach(project tests/cpp/consumer examples/cpp)
 endforeach()
 run(${WORK}/consumer/consumer)
 
+# A CMakeLists.txt that can do without finds its own settings as they were.
+run(${CMAKE_COMMAND} -E env --unset=CMAKE_PREFIX_PATH --unset=Torch_DIR ${CMAKE_COMMAND} -S
+    ${SOURCE}/tests/cpp/without_torch -B ${WORK}/without_torch -G "${GENERATOR}"
+    -DCMAKE_PREFIX_PATH=${WORK}/moved -DLibTorch_PYTHON=${CMAKE_COMMAND})
+
 execute_process(COMMAND ${WORK}/cpp/classify RESULT_VARIABLE code ERROR_VARIABLE out)
 if(NOT code EQUAL 2 OR NOT out MATCHES "usage:")
   message(FATAL_ERROR "the example does not start: ${code}, ${out}")

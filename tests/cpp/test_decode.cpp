@@ -2,16 +2,21 @@
 // (tests/test_deploy.py).
 #include <doctest/doctest.h>
 #include <png.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
 #include "image/decode.h"
+#include "temporary.h"
 #include "write_image.h"
 
 using pvt_test::Bytes;
 using pvt_test::gradient;
+using pvt_test::TemporaryFolder;
+using pvt_test::write_file;
 using pvt_test::write_jpeg;
 using pvt_test::write_png;
 
@@ -183,5 +188,52 @@ TEST_CASE("a file that cannot be read says why") {
                        "cannot be opened: No such file or directory", pvt::DecodeError);
   const std::string directory = std::filesystem::temp_directory_path().string();
   CHECK_THROWS_WITH_AS(pvt::read_image(directory), "a directory, not an image file",
+                       pvt::DecodeError);
+}
+
+TEST_CASE("what is no regular file is refused without reading it") {
+  constexpr char kMessage[] = "a pipe, device or socket, expected a regular file";
+  CHECK_THROWS_WITH_AS(pvt::read_image("/dev/null"), kMessage, pvt::DecodeError);
+  const TemporaryFolder folder;
+  const std::string pipe = folder / "pipe.jpg";
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  CHECK_THROWS_WITH_AS(pvt::read_image(pipe), kMessage, pvt::DecodeError);
+}
+
+TEST_CASE("a large file that does not start as an image is not read") {
+  const auto peak = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;  // KiB
+  };
+  const TemporaryFolder folder;
+  write_file(folder / "zeros.jpg", "");
+  std::filesystem::resize_file(folder / "zeros.jpg", uint64_t{256} << 20);
+  const long before = peak();
+  CHECK_THROWS_WITH_AS(pvt::read_image(folder / "zeros.jpg"),
+                       "not a JPEG or PNG image: the first bytes are 00 00 00 00 00 00 00 00",
+                       pvt::DecodeError);
+  CHECK(peak() - before < 64 << 10);
+}
+
+TEST_CASE("a file above the limit is refused whatever it is") {
+  const TemporaryFolder folder;
+  write_file(folder / "huge.jpg", "\xff\xd8\xff");
+  std::filesystem::resize_file(folder / "huge.jpg", (uint64_t{2} << 30) + 1);
+  CHECK_THROWS_WITH_AS(pvt::read_image(folder / "huge.jpg"),
+                       "file too large: 2147483649 bytes, the limit is 2147483648",
+                       pvt::DecodeError);
+}
+
+TEST_CASE("a file gives the image that its bytes give, or their error") {
+  const TemporaryFolder folder;
+  const Bytes png = write_png(gradient(9, 7).rgb, 9, 7, 8, PNG_COLOR_TYPE_RGB);
+  write_file(folder / "a.png", {png.begin(), png.end()});
+  CHECK(pvt::read_image(folder / "a.png").rgb == gradient(9, 7).rgb);
+  write_file(folder / "short.jpg", "\xff\xd8\xff");
+  CHECK_THROWS_WITH_AS(pvt::read_image(folder / "short.jpg"),
+                       "truncated JPEG: the file ends inside the image", pvt::DecodeError);
+  write_file(folder / "empty.jpg", "");
+  CHECK_THROWS_WITH_AS(pvt::read_image(folder / "empty.jpg"), "the file is empty (0 bytes)",
                        pvt::DecodeError);
 }

@@ -1,5 +1,6 @@
 // pvt::Model on files written here by torch itself, without Python. Exported models are tested from
 // Python (tests/test_deploy.py).
+#include <sys/stat.h>
 #include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/csrc/jit/frontend/sugared_value.h>
 #include <torch/script.h>
@@ -101,6 +102,16 @@ TEST_CASE("the linked operator library is the one in use") {
   CHECK(pvt::missing_ops({"pvt::resize", "pvt::none", "pvt::sra_attention"}) ==
         std::vector<std::string>{"pvt::none"});
   CHECK_THROWS_AS(pvt::load_ops("/no/such/libpvt_ops.so"), pvt::OpsError);
+  CHECK(pvt::load_ops(library.path).path == library.path);
+}
+
+TEST_CASE("a copy of the operator library is refused under any name") {
+  const TemporaryFolder folder;
+  const std::string copy = folder / "my_ops.so";
+  std::filesystem::copy_file(pvt::load_ops().path, copy);
+  CHECK_THROWS_WITH_AS(pvt::load_ops(copy),
+                       doctest::Contains("cannot be loaded, this program has loaded"),
+                       pvt::OpsError);
 }
 
 TEST_CASE("a model answers, and a batch equals its images one by one") {
@@ -198,6 +209,15 @@ TEST_CASE("files that are no model say what they are") {
   expect("is empty (0 bytes)");
   write_file(path, "hello");
   expect("no zip archive");
+  std::filesystem::remove(path);
+  REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+  {
+    // With both ends open here, nobody who opens and reads the pipe after all would wait.
+    std::fstream pipe(path);
+    pipe << "something" << std::flush;
+    expect("is a pipe, device or socket, expected a regular file");
+  }
+  std::filesystem::remove(path);
   write_file(path, "PK\x03\x04 and then nothing");
   expect("truncated or damaged");
 

@@ -16,9 +16,11 @@ struct OpsLibrary {
   std::string cpu_level;    // the instruction set in use
 };
 
-// Loads the library once per process; later calls describe the one in use. A program that links
-// pvt_ext::ops has it loaded already. Otherwise: `path`, or if that is empty $PVT_OPS_LIB, or
-// libpvt_ops.so beside the runtime library, or wherever the system's loader finds that name.
+// Loads the library once per process; later calls describe the one in use, whatever the name of its
+// file. A program that links pvt_ext::ops has it loaded already; then, and in later calls, `path`
+// is empty or that library (OpsError: operators cannot be registered twice). Otherwise: `path`, or
+// if that is empty $PVT_OPS_LIB, or libpvt_ops.so beside the runtime library, or wherever the
+// system's loader finds that name.
 PVT_RUNTIME_API OpsLibrary load_ops(const std::string& path = "");
 
 // Those of `names` ("pvt::resize") that no library has registered.
