@@ -4,8 +4,11 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2
 """
 
 import json
+import os
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +17,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 except ModuleNotFoundError as error:
-    sys.exit(f'pvt: {error.name} is not installed; run: pip install "pvt_ext[cli]"')
+    sys.exit(f"pvt: {error.name} is not installed; run: pip install typer rich")
 
 import numpy as np
 import torch
@@ -122,6 +125,8 @@ def export(
 ) -> None:
     """Write a model as one TorchScript file for Python and C++."""
     size = parse_size(img_size)
+    if output == Path("-"):
+        raise typer.BadParameter("-o: expected the name of a file, got - (stdout)")
     path = output or Path(f"{name}.pt")
     names = labels.read_text(encoding="utf-8").splitlines() if labels else None
     command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", preset]
@@ -171,29 +176,24 @@ def predict(
 
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
+    _check_overwrites([path for path in (logits, dump_input) if path], [model, *images])
     network, metadata = load_torchscript(model)
-    inputs: list[Tensor] = []
-    scores: list[Tensor] = []
     failures = 0
-    for path in images:
-        try:
-            image = load_image(path)
-        except ValueError as error:
-            print(f"pvt: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        with torch.inference_mode():
-            x = network.preprocess(image)
-            y = network(x.unsqueeze(0))[0]
-        inputs.append(x)
-        scores.append(y)
-        answer = {"image": str(path), "topk": _top_classes(y, topk, metadata["labels"])}
-        print(json.dumps(answer, ensure_ascii=False) if format == "json" else _as_text(answer))
-    if inputs:
-        for file, tensors in ((logits, scores), (dump_input, inputs)):
-            if file is not None:
-                with file.open("wb") as stream:  # np.save would append .npy to another name
-                    np.save(stream, torch.stack(tensors).numpy())
+    with _npy_file(logits) as keep_logits, _npy_file(dump_input) as keep_input:
+        for path in images:
+            try:
+                image = load_image(path)
+            except ValueError as error:
+                print(f"pvt: {error}", file=sys.stderr)
+                failures += 1
+                continue
+            with torch.inference_mode():
+                x = network.preprocess(image)
+                y = network(x.unsqueeze(0))[0]
+            keep_logits(y)
+            keep_input(x)
+            answer = {"image": str(path), "topk": _top_classes(y, topk, metadata.get("labels"))}
+            print(json.dumps(answer, ensure_ascii=False) if format == "json" else _as_text(answer))
     if failures:
         raise typer.Exit(1)
 
@@ -203,6 +203,32 @@ def _load_official(model: pvt_ext.model.PVT) -> str | None:
         return load_official(model).sha256
     except DownloadError as error:
         raise DownloadError(f"{error}, or try it with --weights random") from error
+
+
+def _check_overwrites(outputs: Sequence[Path], others: Sequence[Path]) -> None:
+    for i, output in enumerate(outputs):
+        for other in (*others, *outputs[:i]):
+            both_exist = output.exists() and other.exists()
+            if os.path.realpath(output) == os.path.realpath(other) or (
+                both_exist and output.samefile(other)
+            ):
+                raise typer.BadParameter(f"{output}: expected a file of its own, got {other} again")
+
+
+@contextmanager
+def _npy_file(path: Path | None) -> Iterator[Callable[[Tensor], None]]:
+    """A function that keeps a tensor for the array that is written to ``path`` at the end.
+
+    The file is opened at once, so that no work is lost when it cannot be. Without any tensor the
+    array has shape [0]; without a path nothing is kept.
+    """
+    if path is None:
+        yield lambda tensor: None
+        return
+    with path.open("wb") as stream:  # np.save, given a name, would append .npy to it
+        kept: list[Tensor] = []
+        yield kept.append
+        np.save(stream, torch.stack(kept).numpy() if kept else np.zeros(0, np.float32))
 
 
 def _top_classes(logits: Tensor, topk: int, labels: list[str] | None) -> list[dict[str, Any]]:

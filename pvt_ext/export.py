@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import pvt_ext
+from pvt_ext.download import check_file, damaged_entry
 from pvt_ext.model import PVT
 from pvt_ext.preprocess import Preprocess
 
@@ -63,11 +65,12 @@ def export_torchscript(
     """Script ``model`` in evaluation mode and write it to ``path``.
 
     The file is complete or absent: it is written beside ``path`` and then renamed. ``model`` is
-    not changed.
+    not changed. It is run once, on a small black image, to see that it answers ``num_classes``
+    scores.
 
     Args:
-        model: a model for RGB images (``in_chans=3``).
-        path: usually ``<variant>.pt``.
+        model: a classifier for RGB images (``in_chans=3``).
+        path: usually ``<variant>.pt``. A link is followed; what exists must be a regular file.
         preset: preprocessing, a name in :data:`pvt_ext.preprocess.PRESETS`.
         dtype: ``"fp32"`` or ``"bf16"``, of weights and arithmetic. Input and output are float32.
         labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
@@ -77,20 +80,30 @@ def export_torchscript(
 
     Returns:
         the contents of ``pvt.json``.
+
+    Raises:
+        ValueError: an argument cannot be exported as it is; nothing was written.
     """
-    path = Path(path)
+    path = _writable(Path(path))
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if model.in_chans != 3:
         raise ValueError(f"model: expected in_chans 3 (RGB images), got {model.in_chans}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"path: expected a file name in an existing folder, got {path}")
+    if model.num_classes == 0:
+        raise ValueError("model: expected a classifier, got one without a head (num_classes 0)")
+    if labels is not None:
+        _check_labels(labels, model.num_classes)
     names = list(labels) if labels is not None else _default_labels(model.num_classes)
-    if names is not None and len(names) != model.num_classes:
-        raise ValueError(f"labels: expected {model.num_classes} names, got {len(names)}")
 
     preprocess = Preprocess(preset, model.img_size)
     module = ModelFile(deepcopy(model).to("cpu", DTYPES[dtype]), preprocess).eval()
+    with torch.inference_mode():
+        scores = module(torch.zeros(1, 3, model.min_size, model.min_size))
+    if scores.shape != (1, model.num_classes):
+        raise ValueError(
+            f"model: expected {model.num_classes} scores per image (num_classes), got "
+            f"{list(scores.shape[1:])}; change the head with model.reset_classifier"
+        )
     # Not frozen: a frozen module holds its weights as constants of the graph, out of reach of
     # `.to(device)`, and gains little: on two cores, three runs, time frozen / not frozen was
     # 0.93..1.00 at batch 1 and 0.96..1.02 at batch 8 (pvt_small, interleaved), and with
@@ -133,15 +146,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is missing, damaged or something else; the message says what.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
             if f"extra/{METADATA}" in names:
                 entry = archive.namelist()[names.index(f"extra/{METADATA}")]
-                return dict(json.loads(archive.read(entry)))
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+                return _checked(json.loads(archive.read(entry)))
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"{path}: not an exported model, or damaged ({error})") from error
     if "constants.pkl" in names:
         raise ValueError(
@@ -161,8 +173,10 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModu
     ``torch.jit.load(path)`` does as well; this says more clearly what is wrong with a file.
 
     Raises:
-        ValueError: the file is not an exported model, or needs other operators than this library.
+        ValueError: the file is not an exported model, is damaged (any checksum in it does not fit)
+            or needs other operators than this library.
     """
+    _check_utf8("path", os.fspath(path))  # torch reads from no other
     metadata = read_metadata(path)
     needed, found = metadata["ops"]["version"], pvt_ext.ops_version()
     if needed > found:
@@ -170,6 +184,9 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModu
             f"{path}: needs operator version {needed} (exported by pvt_ext {metadata['version']}), "
             f"this is pvt_ext {pvt_ext.__version__} with version {found}"
         )
+    damaged = damaged_entry(Path(path))
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged (checksum of {damaged})")
     try:
         with _torchscript_warnings_ignored():
             return torch.jit.load(os.fspath(path)), metadata
@@ -179,13 +196,65 @@ def load_torchscript(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModu
 
 
 def _save(scripted: torch.jit.ScriptModule, path: Path, metadata: dict[str, Any]) -> None:
+    text = json.dumps(metadata, indent=1, ensure_ascii=False)
+    _check_utf8("labels, command", text)
     # In a folder of its own under its final name, because torch names the archive's root after it.
-    with tempfile.TemporaryDirectory(prefix=".pvt-export-", dir=path.absolute().parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".pvt-export-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        extra = {METADATA: json.dumps(metadata, indent=1, ensure_ascii=False)}
+        extra = {METADATA: text}
         with _torchscript_warnings_ignored():
             torch.jit.save(scripted, temporary, _extra_files=extra)
         os.replace(temporary, path)
+
+
+def _writable(path: Path) -> Path:
+    """The absolute path, without links, of a file that may be written or replaced."""
+    target = Path(os.path.realpath(path))
+    _check_utf8("path", str(target))  # torch writes to no other
+    if path.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"path: expected a file name in an existing folder, got {path}")
+    if (path.exists() or os.path.lexists(target)) and not target.is_file():
+        raise ValueError(f"path: expected a regular file or a new one, got {path}")
+    if not target.name.rpartition(".")[0] and target.name.startswith("."):
+        raise ValueError(f"path: expected a name before the suffix, got {path}")
+    return target
+
+
+def _check_utf8(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what}: expected text in UTF-8, got {text[error.start : error.end]!r} in it"
+        ) from error
+
+
+def _check_labels(labels: object, num_classes: int) -> None:
+    if not isinstance(labels, Sequence) or isinstance(labels, str):
+        raise ValueError(f"labels: expected a list of names, got {type(labels).__name__}")
+    others = [label for label in labels if not isinstance(label, str)]
+    if others:
+        raise ValueError(f"labels: expected names (str), got {others[0]!r}")
+    if len(labels) != num_classes:
+        raise ValueError(f"labels: expected {num_classes} names, got {len(labels)}")
+
+
+def _checked(metadata: Any) -> dict[str, Any]:
+    """``metadata``, if the fields that this library reads are as docs/pvt_json.md has them."""
+
+    def expect(field: str, kind: type, value: object) -> None:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{METADATA}: expected {field} ({kind.__name__}), got {value!r:.50}")
+
+    expect("an object", dict, metadata)
+    for field, kind in (("format", int), ("version", str), ("num_classes", int), ("ops", dict)):
+        expect(field, kind, metadata.get(field))
+    expect("ops.version", int, metadata["ops"].get("version"))
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"{METADATA}: expected format {FORMAT}, got {metadata['format']}")
+    if metadata.get("labels") is not None:
+        _check_labels(metadata["labels"], metadata["num_classes"])
+    return dict(metadata)
 
 
 def _default_labels(num_classes: int) -> list[str] | None:

@@ -144,7 +144,8 @@ class PVT(nn.Module):
         variant: str = "",
     ) -> None:
         super().__init__()
-        check_at_least("in_chans", in_chans, 1)
+        in_chans = check_at_least("in_chans", in_chans, 1)
+        check_at_least("num_classes", num_classes, 0)
         check_probability("drop_path_rate", drop_path_rate)
         self.variant = variant
         self.in_chans = in_chans
@@ -244,7 +245,7 @@ class PVT(nn.Module):
     @torch.jit.unused
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a freshly initialised one; 0 removes it."""
-        check_at_least("num_classes", num_classes, 0)
+        num_classes = check_at_least("num_classes", num_classes, 0)
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:

@@ -9,6 +9,7 @@ order. LayerNorm epsilons follow the published models: 1e-6 in a block, 1e-5 aft
 embedding and after the spatial reduction.
 """
 
+import operator
 from typing import Final
 
 import torch
@@ -23,20 +24,36 @@ EMBED_EPS = 1e-5
 
 def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """``value`` as ``(height, width)``; both sides must be whole numbers of at least 1."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
-        raise ValueError(f"{name}: expected a positive int or (height, width), got {value!r}")
-    return pair[0], pair[1]
+    try:
+        height, width = value if isinstance(value, tuple | list) else (value, value)
+        pair = check_at_least(name, height, 1), check_at_least(name, width, 1)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a positive int or (height, width), got {value!r}"
+        ) from None
+    return pair
 
 
-def check_at_least(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+def check_at_least(name: str, value: int, minimum: int) -> int:
+    """``value`` as an int; NumPy's and torch's whole numbers are accepted, 2.0 and True are not."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    if number < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {number}")
+    return number
 
 
 def check_probability(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value}")
+    try:
+        accepted = 0.0 <= value < 1.0
+    except TypeError:
+        accepted = False
+    if not accepted:
+        raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value!r}")
 
 
 class PatchEmbed(nn.Module):
@@ -62,8 +79,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.img_size = to_pair("img_size", img_size)
         self.patch_size = to_pair("patch_size", patch_size)
-        check_at_least("in_chans", in_chans, 1)
-        check_at_least("embed_dim", embed_dim, 1)
+        in_chans = check_at_least("in_chans", in_chans, 1)
+        embed_dim = check_at_least("embed_dim", embed_dim, 1)
         self.H = self.img_size[0] // self.patch_size[0]
         self.W = self.img_size[1] // self.patch_size[1]
         if self.H < 1 or self.W < 1:
@@ -127,9 +144,9 @@ class Attention(nn.Module):
         fused: bool = True,
     ) -> None:
         super().__init__()
-        check_at_least("dim", dim, 1)
-        check_at_least("num_heads", num_heads, 1)
-        check_at_least("sr_ratio", sr_ratio, 1)
+        dim = check_at_least("dim", dim, 1)
+        num_heads = check_at_least("num_heads", num_heads, 1)
+        sr_ratio = check_at_least("sr_ratio", sr_ratio, 1)
         check_probability("attn_drop", attn_drop)
         check_probability("proj_drop", proj_drop)
         if dim % num_heads != 0:

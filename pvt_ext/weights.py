@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvt_ext.download import DownloadError, download, file_sha256
+from pvt_ext.download import DownloadError, check_file, damaged_entry, download, file_sha256
 from pvt_ext.model import PVT
 
 
@@ -59,6 +59,7 @@ class LoadReport(NamedTuple):
 _PARTS = {"patch_embed": "patch_embed", "pos_embed": "pos_embed", "block": "blocks"}
 _PUBLISHED_NAME = re.compile(r"(patch_embed|pos_embed|block)([1-4])(\..+)?")
 _LIBRARY_NAME = re.compile(r"stages\.([0-3])\.(patch_embed|pos_embed|blocks)(\..+)?")
+_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
 
 
 def library_name(name: str) -> str:
@@ -95,7 +96,8 @@ def load_weights(
         model: receives the weights; keeps its dtype and device.
         source: a ``.pth`` or ``.safetensors`` file, or a state_dict, with the published names or
             those of this library; also a training checkpoint that holds one under ``model`` or
-            ``state_dict``. Pickled files are read with ``weights_only=True``.
+            ``state_dict``. A ``module.`` or ``_orig_mod.`` before every name is ignored. Pickled
+            files are read with ``weights_only=True``.
         sha256: expected digest of the file.
 
     Position tables made for another (square) image size are resized bilinearly, which gives the
@@ -103,7 +105,8 @@ def load_weights(
 
     Raises:
         ValueError: the file is no checkpoint or has another digest, or any parameter is missing,
-            unexpected or of another shape. The model is then unchanged.
+            unexpected, of another shape or without real, finite values. The model is then
+            unchanged.
     """
     digest = None
     if isinstance(source, Mapping):
@@ -116,8 +119,12 @@ def load_weights(
         if sha256 is not None and digest != sha256.lower():
             raise ValueError(f"{path}: expected SHA-256 {sha256}, got {digest}")
 
-    given = {library_name(name): value for name, value in _unwrap(checkpoint, origin).items()}
+    given = _renamed(_unwrap(checkpoint, origin), origin)
     wanted = model.state_dict()
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise ValueError("model: expected one with memory for its weights, got the meta device")
+    flaws = {name: _flaw(tensor) for name, tensor in given.items()}
+    _refuse(origin, "not real, dense numbers", [f"{n} ({why})" for n, why in flaws.items() if why])
     resized = _resize_positions(given, model)
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
@@ -139,7 +146,8 @@ def load_weights(
             f"{origin} does not fit {model.variant or 'this model'}, nothing was loaded: "
             f"{'; '.join(filter(None, problems))}{advice}"
         )
-    model.load_state_dict(given)
+    ready = _converted(given, wanted, origin)
+    model.load_state_dict(ready)
     return LoadReport(origin, len(given), tuple(resized), digest)
 
 
@@ -163,16 +171,14 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The contents of a ``.safetensors`` or pickled checkpoint, on the CPU.
 
     Raises:
-        ValueError: there is no such file, or it holds no checkpoint.
+        ValueError: there is no such file, or it holds no checkpoint, or its checksums do not fit
+            (``.safetensors`` files and those of torch before 1.6 have none).
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    check_file(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError(f"{path}: expected weights, got an exported TorchScript model")
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        _check_archive(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -189,6 +195,19 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        damaged = damaged_entry(path)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path}: not a checkpoint, or damaged ({error})") from error
+    if scripted:
+        raise ValueError(f"{path}: expected weights, got an exported TorchScript model")
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged (checksum of {damaged})")
+
+
 def _unwrap(checkpoint: Mapping[str, Any], origin: str) -> Mapping[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
@@ -197,7 +216,58 @@ def _unwrap(checkpoint: Mapping[str, Any], origin: str) -> Mapping[str, Tensor]:
     if others or not checkpoint:
         found = _listing("entries that are no tensors", others) or "nothing"
         raise ValueError(f"{origin}: expected a dict of tensors, got {found}")
+    _refuse(
+        origin, "names that are no str", [repr(n) for n in checkpoint if not isinstance(n, str)]
+    )
     return checkpoint
+
+
+def _renamed(checkpoint: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """The tensors under this library's names, without what wrappers put before every name."""
+    match = _WRAPPERS.match(next(iter(checkpoint)))
+    prefix = match.group() if match else ""
+    if not all(name.startswith(prefix) for name in checkpoint):
+        prefix = ""
+    given: dict[str, Tensor] = {}
+    twice = []
+    for name, tensor in checkpoint.items():
+        ours = library_name(name.removeprefix(prefix))
+        if ours in given:
+            twice.append(ours)
+        given[ours] = tensor
+    _refuse(origin, "given under two names", twice)
+    return given
+
+
+def _flaw(tensor: Tensor) -> str | None:
+    """Why ``tensor`` cannot be a weight, None if it can; its values are not looked at."""
+    if tensor.is_meta:
+        return "on the meta device"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else f"layout {tensor.layout}"
+    return None if tensor.is_floating_point() else f"dtype {tensor.dtype}"
+
+
+def _converted(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str
+) -> dict[str, Tensor]:
+    """``given`` in the dtypes of ``wanted``, so that nothing is left to fail while copying."""
+    ready, broken = {}, []
+    for name, tensor in given.items():
+        dtype = wanted[name].dtype
+        try:
+            ready[name] = tensor.detach().to(dtype)
+            if not bool(torch.isfinite(ready[name]).all()):
+                broken.append(f"{name} (NaN or infinite in {dtype})")
+        except RuntimeError:
+            broken.append(f"{name} ({tensor.dtype} cannot become {dtype})")
+    _refuse(origin, "without finite values", broken)
+    return ready
+
+
+def _refuse(origin: str, what: str, names: Sequence[str]) -> None:
+    if names:
+        raise ValueError(f"{origin}: nothing was loaded: {_listing(what, names)}")
 
 
 def _resize_positions(given: dict[str, Tensor], model: PVT) -> list[str]:
@@ -227,7 +297,8 @@ def _listing(what: str, names: Sequence[str], limit: int = 5) -> str:
     if not names:
         return ""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)} {what}: {', '.join(names[:limit])}{more}"
+    shown = (name if name.isprintable() else repr(name) for name in names[:limit])  # one line
+    return f"{len(names)} {what}: {', '.join(shown)}{more}"
 
 
 __all__ = [

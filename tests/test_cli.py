@@ -4,12 +4,15 @@ import json
 import shlex
 import subprocess
 import sys
+import weakref
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import pvt_ext
@@ -178,6 +181,100 @@ def test_predict_reports_and_skips_a_bad_image(model_file: Path, photos: list[Pa
     assert result.stderr.count("\n") == 1
 
 
+def test_predict_without_a_readable_image(model_file: Path, tmp_path: Path) -> None:
+    logits = tmp_path / "logits.npy"
+    assert pvt("predict", model_file, tmp_path / "absent.jpg", "--logits", logits).exit_code == 1
+    assert np.load(logits).shape == (0,)
+
+
+@pytest.mark.parametrize("option", ["--logits", "--dump-input"])
+def test_predict_opens_its_files_before_any_work(
+    option: str, model_file: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing on stdout, so no image was classified.
+    folder = photos[0].parent
+    code, line = failure(capsys, "predict", model_file, photos[0], option, folder / "absent" / "a")
+    assert (code, "No such file" in line) == (1, True)
+
+
+def test_predict_keeps_no_tensors_that_nobody_asked_for(
+    model_file: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    counts = []
+
+    def watch(path: Path) -> Tensor:
+        counts.append(sum(reference() is not None for reference in alive))
+        return load_image(path)
+
+    class Watched(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.metadata = load_torchscript(model_file)
+
+        def preprocess(self, image: Tensor) -> Tensor:
+            x: Tensor = self.network.preprocess(image)
+            alive.append(weakref.ref(x))
+            return x
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.network(x)
+            alive.append(weakref.ref(y))
+            return y
+
+    watched = Watched()
+    monkeypatch.setattr("pvt_ext.cli.load_image", watch)
+    monkeypatch.setattr("pvt_ext.cli.load_torchscript", lambda path: (watched, watched.metadata))
+    assert pvt("predict", model_file, *photos * 3).exit_code == 0
+    assert len(alive) == 12
+    assert max(counts) <= 2  # the input and the logits of the image before, at most
+
+
+def test_predict_overwrites_nothing_it_needs(model_file: Path, photos: list[Path]) -> None:
+    link, hard = photos[0].with_name("link"), photos[0].with_name("hard")
+    link.symlink_to(model_file)
+    hard.hardlink_to(photos[0])
+    new = photos[0].with_name("new.npy")
+    before = [path.read_bytes() for path in (model_file, *photos)]
+    for options in (
+        ["--logits", model_file], ["--dump-input", link], ["--logits", photos[1]],
+        ["--dump-input", hard], ["--logits", new, "--dump-input", new],
+    ):  # fmt: skip
+        result = pvt("predict", model_file, *photos, *options)
+        assert result.exit_code == 2
+        assert "expected a file of its own" in " ".join(result.stderr.split())
+        assert result.stdout == ""
+    assert [path.read_bytes() for path in (model_file, *photos)] == before
+    assert not new.exists()
+
+
+def test_predict_with_other_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.pt"
+    for text in ("{}", "[1, 2]"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/extra/pvt.json", text)
+        code, line = failure(capsys, "predict", path, "a.jpg")
+        assert code == 1
+        assert line.startswith(f"{path}: not an exported model, or damaged (pvt.json: expected ")
+
+
+def test_export_refuses_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export = ["export", "pvt_tiny", "--weights", "random", "-o"]
+    result = pvt(*export, "-")
+    assert result.exit_code == 2
+    assert "expected the name of a file, got - (stdout)" in result.stderr
+    assert failure(capsys, *export, ".pt") == (
+        1, "path: expected a name before the suffix, got .pt",
+    )  # fmt: skip
+    code, line = failure(capsys, *export, "\udcff.pt")
+    assert code == 1
+    assert line.startswith("path: expected text in UTF-8")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = tmp_path / "weights.pth"
     torch.save({"x": torch.zeros(1)}, checkpoint)
@@ -221,4 +318,4 @@ def test_without_the_extra() -> None:
     code = "import sys; sys.modules['typer'] = None; import pvt_ext.cli"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == 'pvt: typer is not installed; run: pip install "pvt_ext[cli]"\n'
+    assert result.stderr == "pvt: typer is not installed; run: pip install typer rich\n"

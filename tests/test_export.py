@@ -1,6 +1,7 @@
 """The exported file: runs after a plain ``torch.jit.load``, and says what it is."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -151,7 +152,16 @@ def test_labels(tmp_path: Path) -> None:
         ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, got 'fp8'"),
         ({"preset": "pil"}, "preset: expected one of paper, timm, hf, got 'pil'"),
         ({"labels": ["cat"]}, "labels: expected 10 names, got 1"),
+        ({"labels": "ten labels"}, "labels: expected a list of names, got str"),
+        ({"labels": list(range(10))}, r"labels: expected names \(str\), got 0"),
+        (
+            {"labels": ["\udcff"] * 10},
+            r"labels, command: expected text in UTF-8, got '.udcff' in it",
+        ),
+        ({"command": "\udcff"}, r"labels, command: expected text in UTF-8"),
         ({"path": "absent/a.pt"}, "path: expected a file name in an existing folder, got absent"),
+        ({"path": ".pt"}, r"path: expected a name before the suffix, got \.pt"),
+        ({"path": "\udcff.pt"}, r"path: expected text in UTF-8, got '.udcff' in it"),
     ],
 )
 def test_refused_export_keeps_the_old_file(
@@ -162,6 +172,48 @@ def test_refused_export_keeps_the_old_file(
     with pytest.raises(ValueError, match=message):
         export_torchscript(mini(), **{"path": "a.pt", **options})
     assert [(path.name, path.read_text()) for path in Path().iterdir()] == [("a.pt", "old")]
+
+
+def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
+    pipe, link, loop = tmp_path / "pipe.pt", tmp_path / "link.pt", tmp_path / "loop.pt"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    loop.symlink_to(loop)
+    for path in (pipe, link, loop):
+        with pytest.raises(
+            ValueError, match=f"path: expected a regular file or a new one, got {path}"
+        ):
+            export_torchscript(mini(), path)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert loop.is_symlink()
+
+
+def test_writes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    link, file = tmp_path / "link.pt", tmp_path / "models" / "a.pt"
+    link.symlink_to(file)
+    for _ in range(2):  # the first creates what the link points to, the second replaces it
+        export_torchscript(mini(), link)
+        assert link.is_symlink()
+        assert read_metadata(file)["num_classes"] == 10
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_refuses_a_head_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    model = mini(num_classes=1000)
+    model.head = torch.nn.Linear(48, 3)
+    with pytest.raises(
+        ValueError, match=r"model: expected 1000 scores .* got \[3\]; .*reset_class"
+    ):
+        export_torchscript(model, path)
+    with pytest.raises(ValueError, match="model: expected a classifier, got one without a head"):
+        export_torchscript(mini(num_classes=0), path)
+    assert not path.exists()
+    model.num_classes = 3
+    assert export_torchscript(model, path)["labels"] is None
+    assert load_torchscript(path)[0](batch(1, 3, 64, 64)).shape == (1, 3)
 
 
 def test_refuses_other_channels(tmp_path: Path) -> None:
@@ -176,12 +228,14 @@ def test_read_metadata_says_what_a_file_is(
     Path("empty.pt").touch()
     Path("text.pt").write_text("hello")
     Path("cut.pt").write_bytes(file.read_bytes()[:-500])
+    Path("folder.pt").mkdir()
     torch.save(mini().state_dict(), "weights.pth")
     torch.jit.script(torch.nn.Linear(2, 2)).save("other.pt")
     with zipfile.ZipFile("archive.pt", "w") as archive:
         archive.writestr("readme", "hello")
     messages = {
         "absent.pt": "no such file",
+        "folder.pt": "is a folder",
         "empty.pt": "not an exported model, or damaged",
         "text.pt": "not an exported model, or damaged",
         "cut.pt": "not an exported model, or damaged",
@@ -194,6 +248,50 @@ def test_read_metadata_says_what_a_file_is(
             with pytest.raises(ValueError, match=f"{name}: {message}") as caught:
                 read(name)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([1, 2], r"expected an object \(dict\), got \[1, 2\]"),
+        ([], r"expected an object \(dict\), got \[\]"),
+        ({"format": None}, r"expected format \(int\), got None"),
+        ({"format": 2}, "expected format 1, got 2"),
+        ({"version": 1}, r"expected version \(str\), got 1"),
+        ({"num_classes": "3"}, r"expected num_classes \(int\), got '3'"),
+        ({"ops": {}}, r"expected ops.version \(int\), got None"),
+        ({"ops": [1]}, r"expected ops \(dict\), got \[1\]"),
+        ({"labels": ["cat"]}, "labels: expected 1000 names, got 1"),
+        ({"labels": "x" * 1000}, "labels: expected a list of names, got str"),
+        ({"labels": [1] * 1000}, r"labels: expected names \(str\), got 1"),
+    ],
+)
+def test_refuses_other_metadata(changes: Any, message: str, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    changed = read_metadata(file) | changes if isinstance(changes, dict) else changes
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/extra/pvt.json", json.dumps(changed))
+    for read in (read_metadata, load_torchscript):
+        with pytest.raises(
+            ValueError, match=r"a\.pt: not an exported model, or damaged \(.*" + message
+        ) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_notices_a_flipped_bit(model: PVT, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pvt_mini.pt"
+    content = bytearray(file.read_bytes())
+    content[content.index(model.head.weight.detach().numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    torch.jit.load(path)  # torch takes it
+    with pytest.raises(ValueError, match=r"pt: damaged \(checksum of pvt_mini/data/\d+\)$"):
+        load_torchscript(path)
+
+
+def test_refuses_a_path_that_torch_cannot_read(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path: expected text in UTF-8"):
+        load_torchscript(tmp_path / "\udcff.pt")
 
 
 def test_refuses_a_file_for_newer_operators(file: Path, tmp_path: Path) -> None:

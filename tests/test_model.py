@@ -1,5 +1,6 @@
 """The whole model against the published formula, at every size, and its programming interface."""
 
+import numpy as np
 import published
 import pytest
 import torch
@@ -244,6 +245,15 @@ def test_create_model_options() -> None:
     assert rates == pytest.approx(torch.linspace(0, 0.7, 8).tolist())
 
 
+def test_whole_numbers_of_other_libraries() -> None:
+    options = {"img_size": np.int64(64), "num_classes": np.int32(3), "in_chans": torch.tensor(1)}
+    with torch.device("meta"):
+        model = create_model("pvt_tiny", **options)  # type: ignore[arg-type]
+    assert (model.img_size, model.num_classes, model.in_chans) == ((64, 64), 3, 1)
+    for number in (*model.img_size, model.num_classes, model.in_chans):
+        assert type(number) is int
+
+
 def test_initialisation() -> None:
     torch.manual_seed(0)
     model = create_model("pvt_tiny")
@@ -269,6 +279,14 @@ def test_initialisation() -> None:
         ("pvt_tiny", {"in_chans": 0}, "in_chans: expected at least 1, got 0"),
         ("pvt_tiny", {"num_classes": -5}, "num_classes: expected at least 0, got -5"),
         ("pvt_tiny", {"drop_path_rate": 1.0}, "drop_path_rate: expected .* got 1.0"),
+        ("pvt_tiny", {"drop_path_rate": None}, "drop_path_rate: expected .* got None"),
+        ("pvt_tiny", {"num_classes": "10"}, "num_classes: expected a whole number, got '10'"),
+        ("pvt_tiny", {"num_classes": True}, "num_classes: expected a whole number, got True"),
+        ("pvt_tiny", {"in_chans": 3.0}, "in_chans: expected a whole number, got 3.0"),
+        ("pvt_tiny", {"img_size": 224.0}, "img_size: expected a positive int or .* got 224.0"),
+        ("pvt_tiny", {"img_size": True}, "img_size: expected a positive int or .* got True"),
+        ("pvt_tiny", {"img_size": "ab"}, "img_size: expected a positive int or .* got 'ab'"),
+        ("pvt_tiny", {"img_size": None}, "img_size: expected a positive int or .* got None"),
         ("pvt_tiny", {"img_size": (224, 224, 3)}, r"img_size: .* got \(224, 224, 3\)"),
         ("pvt_tiny", {"pretrained": True, "num_classes": 10}, "then call model.reset_classifier"),
         ("pvt_huge_v2", {"pretrained": True}, "no published weights for pvt_huge_v2"),

@@ -112,6 +112,9 @@ def test_attention_dropout_acts_in_training_only(scripted: bool) -> None:
     [
         ({"dim": 30, "num_heads": 4}, r"dim: expected a multiple of num_heads \(4\), got 30"),
         ({"dim": 0}, "dim: expected at least 1, got 0"),
+        ({"dim": 32.0}, "dim: expected a whole number, got 32.0"),
+        ({"dim": 32, "num_heads": True}, "num_heads: expected a whole number, got True"),
+        ({"dim": 32, "attn_drop": "0"}, "attn_drop: expected .* got '0'"),
         ({"dim": 32, "num_heads": 0}, "num_heads: expected at least 1, got 0"),
         ({"dim": 32, "sr_ratio": 0}, "sr_ratio: expected at least 1, got 0"),
         ({"dim": 32, "attn_drop": 1.5}, "attn_drop: expected 0 <= attn_drop < 1, got 1.5"),

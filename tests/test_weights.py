@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -173,6 +173,82 @@ def test_refuses_another_digest(source: PVT, target: PVT, tmp_path: Path) -> Non
     assert same(target, source)
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("norm.weight", lambda t: t.to("meta"), r"norm.weight \(on the meta device\)$"),
+        ("norm.weight", lambda t: t.to_sparse(), r"norm.weight \(layout torch.sparse_coo\)$"),
+        ("norm.weight", lambda t: torch.nested.nested_tensor([t]), r"norm.weight \(nested\)$"),
+        ("norm.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
+         r"norm.weight \(dtype torch.quint8\)$"),
+        ("norm.weight", lambda t: t + 1j, r"norm.weight \(dtype torch.complex64\)$"),
+        ("norm.weight", lambda t: t.int(), r"norm.weight \(dtype torch.int32\)$"),
+        ("norm.weight", lambda t: t / 0, r"norm.weight \(NaN or infinite in torch.float32\)$"),
+        ("norm.weight", lambda t: t.double() * 1e300, r"norm.weight \(NaN or infinite in torch.f"),
+        ("pos_embed1", lambda t: t[:, :64].to("meta"), r"stages.0.pos_embed \(on the meta device"),
+        (7, lambda t: torch.zeros(1), "1 names that are no str: 7$"),
+        ("stages.3.cls_token", lambda t: torch.zeros(1, 1, 48),
+         "1 given under two names: stages.3.cls_token$"),
+        ("a\nb", lambda t: torch.zeros(1), r"1 unexpected: 'a\\nb'$"),
+    ],
+)  # fmt: skip
+def test_refuses_what_cannot_be_a_weight(
+    name: str, spoil: Callable[[Tensor | None], Tensor], message: str, source: PVT, target: PVT
+) -> None:
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    state = published_state(source)
+    state[name] = spoil(state.get(name))
+    with pytest.raises(ValueError, match="nothing was loaded: .*" + message) as caught:
+        load_weights(target, state)
+    assert "\n" not in str(caught.value)
+    after = target.state_dict()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+def test_refuses_a_model_without_memory(source: PVT) -> None:
+    with pytest.raises(ValueError, match=r"model: expected one with memory .* got the meta device"):
+        load_weights(mini().to("meta"), published_state(source))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrapped_models(prefix: str, source: PVT, target: PVT) -> None:
+    load_weights(target, {prefix + name: t for name, t in published_state(source).items()})
+    assert same(target, source)
+
+
+def test_a_prefix_of_some_names_only_is_an_error(source: PVT, target: PVT) -> None:
+    state = {"module." + name: tensor for name, tensor in published_state(source).items()}
+    state["head.bias"] = state.pop("module.head.bias")
+    with pytest.raises(ValueError, match=r"unexpected: module\."):
+        load_weights(target, state)
+
+
+def test_notices_a_flipped_bit(source: PVT, target: PVT, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    state = source.state_dict()
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    values = state["head.weight"].numpy().tobytes()
+    content[content.index(values) + 100] ^= 1
+    path.write_bytes(content)
+    torch.load(path)  # torch takes it
+    with pytest.raises(
+        ValueError, match=r"weights\.pth: damaged \(checksum of weights/data/\d+\)$"
+    ):
+        load_weights(target, path)
+
+
+def test_loads_a_file_without_checksums(source: PVT, target: PVT, tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(source.state_dict(), tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    load_weights(target, tmp_path / "weights.pth")
+    assert same(target, source)
+
+
 class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("pwned",)
@@ -192,8 +268,10 @@ def test_refuses_what_is_no_checkpoint(
     torch.save({"epoch": 3, "lr": 0.1}, "numbers.pth")
     torch.save({}, "nothing.pth")
     torch.jit.script(torch.nn.Linear(2, 2)).save("scripted.pt")
+    Path("folder.pth").mkdir()
     messages = {
         "absent.pth": "no such file",
+        "folder.pth": "is a folder",
         "empty.pth": "the file is empty",
         "text.pth": "not a checkpoint, or damaged",
         "text.safetensors": "not a checkpoint, or damaged",
