@@ -41,11 +41,12 @@ def build_info() -> dict[str, Any]:
 
 # The operators have to be there before a module that uses them is scripted, hence the order.
 from pvt_ext import nn, ops  # noqa: E402
-from pvt_ext.model import PVT, create_model, list_models  # noqa: E402
+from pvt_ext.model import PVT, create_model  # noqa: E402
 from pvt_ext.preprocess import Preprocess, load_image  # noqa: E402
 
 from pvt_ext.export import export_torchscript, load_torchscript  # noqa: E402  # isort: skip
 from pvt_ext.summary import summary  # noqa: E402
+from pvt_ext.variants import list_models  # noqa: E402
 from pvt_ext.weights import load_official, load_weights  # noqa: E402
 
 __all__ = [

@@ -26,9 +26,10 @@ from torch import Tensor
 import pvt_ext
 from pvt_ext.download import DownloadError
 from pvt_ext.export import WeightsSource, export_torchscript, load_torchscript
-from pvt_ext.model import VARIANTS, create_model, list_models
+from pvt_ext.model import create_model
 from pvt_ext.preprocess import load_image
 from pvt_ext.summary import summary
+from pvt_ext.variants import VARIANTS, list_models
 from pvt_ext.weights import PUBLISHED, load_official, load_weights
 
 app = typer.Typer(

@@ -43,7 +43,8 @@ class ModelFile(nn.Module):
         self.transform = preprocess
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.model.norm.weight.dtype)).float()
+        weight = self.model.stages[0].patch_embed.proj.weight  # type: ignore[union-attr]
+        return self.model(x.to(weight.dtype)).float()  # type: ignore[arg-type]
 
     @torch.jit.export
     def preprocess(self, image: Tensor) -> Tensor:

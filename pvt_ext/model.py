@@ -1,60 +1,46 @@
-"""The Pyramid Vision Transformer: image -> 4 x stage -> norm -> head.
+"""The Pyramid Vision Transformer, v1 and v2: image -> 4 x stage -> head.
 
-A model is described by data, one :class:`StageSpec` per stage; the table of published variants is
-at the end of this file. Each stage cuts its input into patches, adds positions and runs its blocks,
-so stage 1..4 works at 1/4, 1/8, 1/16 and 1/32 of the image's height and width.
+A model is described by data, one :class:`StageSpec` per stage; :mod:`pvt_ext.variants` has the
+table of published ones. Each stage cuts its input into patches and runs its blocks, so stage 1..4
+works at 1/4, 1/8, 1/16 and 1/32 of the image's height and width.
 
-Source: Wang et al., Pyramid Vision Transformer, ICCV 2021 (PVT v1).
+Sources: Wang et al., Pyramid Vision Transformer, ICCV 2021 (v1), and PVT v2: Improved Baselines
+with Pyramid Vision Transformer, CVMJ 2022 (v2).
 """
 
 import difflib
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_ext.nn import BLOCK_EPS, Block, PatchEmbed, check_at_least, check_probability, to_pair
-
-
-class StageSpec(NamedTuple):
-    """What distinguishes one stage from another."""
-
-    embed_dim: int
-    depth: int  # blocks
-    num_heads: int
-    mlp_ratio: float
-    sr_ratio: int  # spatial reduction of keys and values
-    patch_size: int  # also the factor by which this stage shrinks the grid
-
-
-def min_image_size(specs: Sequence[StageSpec]) -> int:
-    """The smallest image side at which every stage has a grid of at least its ``sr_ratio``."""
-    stride, side = 1, 1
-    for spec in specs:
-        stride *= spec.patch_size
-        side = max(side, stride * spec.sr_ratio)
-    return side
-
-
-def as_map(x: Tensor, H: int, W: int) -> Tensor:
-    """Tokens ``[B, H * W, C]`` as a feature map ``[B, C, H, W]``: a view, channels last."""
-    return x.transpose(1, 2).unflatten(2, (H, W))
+from pvt_ext.nn import (
+    BLOCK_EPS,
+    Block,
+    PatchEmbed,
+    as_map,
+    check_at_least,
+    check_probability,
+    to_pair,
+)
+from pvt_ext.variants import VARIANTS, StageSpec, list_models, min_image_size
 
 
 class Stage(nn.Module):
-    """Patch embedding, positions and blocks of one resolution.
+    """Patch embedding, positions, blocks and norm of one resolution.
 
-    The position table belongs to the grid of ``img_size``. On any other grid it is resized
-    bilinearly, as in the published formula; the decision compares heights and widths.
+    The position table, if there is one, belongs to the grid of ``img_size``. On any other grid it
+    is resized bilinearly, as in the published formula; the decision compares heights and widths.
+    The position of a class token is row 0 of the table.
 
     Args:
         spec: the numbers of this stage.
         img_size: ``(height, width)`` of the input that the position table is made for.
         in_chans: channels of the input.
         drop_path: stochastic depth probability of each block.
-        cls_token: whether this stage owns a class token. Its position is row 0 of the table.
         fused: use the operators of this library; False selects plain PyTorch.
     """
 
@@ -64,19 +50,36 @@ class Stage(nn.Module):
         img_size: tuple[int, int],
         in_chans: int,
         drop_path: Sequence[float],
-        cls_token: bool = False,
         fused: bool = True,
     ) -> None:
         super().__init__()
+        if spec.cls_token and (spec.sr_ratio > 1 or spec.linear or spec.dwconv):
+            raise ValueError(
+                "cls_token: expected sr_ratio 1, linear False and dwconv False in the same stage "
+                f"(they need a grid of tokens), got {spec}"
+            )
         dim = spec.embed_dim
-        self.patch_embed = PatchEmbed(img_size, spec.patch_size, in_chans, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
-        num_positions = self.patch_embed.num_patches + int(cls_token)
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, dim))
+        self.patch_embed = PatchEmbed(img_size, spec.patch_size, in_chans, dim, spec.overlap)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if spec.cls_token else None
+        num_positions = self.patch_embed.num_patches + int(spec.cls_token)
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, num_positions, dim)) if spec.positions else None
+        )
         self.blocks = nn.ModuleList(
-            Block(dim, spec.num_heads, spec.mlp_ratio, spec.sr_ratio, rate, fused)
+            Block(
+                dim,
+                spec.num_heads,
+                spec.mlp_ratio,
+                spec.sr_ratio,
+                rate,
+                fused,
+                linear=spec.linear,
+                dwconv=spec.dwconv,
+            )
             for rate in drop_path
         )
+        self.norm = nn.LayerNorm(dim, eps=BLOCK_EPS) if spec.norm else None
+        self.fan_out_init = spec.fan_out_init
 
     def forward(self, x: Tensor, with_cls: bool = True) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of this stage and the grid ``(H, W)`` they form.
@@ -91,18 +94,20 @@ class Stage(nn.Module):
         x, (H, W) = self.embed(x, with_cls)
         for block in self.blocks:
             x = block(x, H, W)
+        norm = self.norm
+        if norm is not None:
+            x = norm(x)
         return x, (H, W)
 
     def embed(self, x: Tensor, with_cls: bool) -> tuple[Tensor, tuple[int, int]]:
-        """The first half of :meth:`forward`: tokens with their positions, and their grid."""
+        """The first part of :meth:`forward`: tokens with their positions, and their grid."""
         x, (H, W) = self.patch_embed(x)
-        table = self.pos_embed
-        cls_token = self.cls_token
-        if cls_token is None:
-            return x + self._resize(table, H, W), (H, W)
-        x = x + self._resize(table[:, 1:], H, W)
-        if with_cls:
-            cls = cls_token + table[:, :1]
+        cls_token, table = self.cls_token, self.pos_embed
+        if table is not None:
+            num_cls = 0 if cls_token is None else 1
+            x = x + self._resize(table[:, num_cls:], H, W)
+        if cls_token is not None and with_cls:
+            cls = cls_token if table is None else cls_token + table[:, :1]
             x = torch.cat((cls.expand(x.shape[0], -1, -1), x), dim=1)
         return x, (H, W)
 
@@ -120,10 +125,11 @@ class PVT(nn.Module):
     """Pyramid Vision Transformer for classification, and as a backbone.
 
     Any image whose sides are at least :attr:`min_size` is accepted, whatever ``img_size`` is;
-    sides need not be multiples of 32 (what does not fill a patch is dropped).
+    sides need not be multiples of 32 (v1 drops what does not fill a patch, v2 pads).
 
     Args:
-        specs: the stages, in order.
+        specs: the stages, in order; :data:`pvt_ext.variants.VARIANTS` has the published ones. The
+            head sees the class token if the last stage has one, else the mean of its tokens.
         num_classes: outputs of the head; 0 means no head, so ``forward`` returns features.
         in_chans: channels of the image.
         img_size: image side, or ``(height, width)``, that the position tables are made for.
@@ -131,6 +137,8 @@ class PVT(nn.Module):
         fused: use the operators of this library; False selects plain PyTorch.
         variant: name of this configuration, carried into exported files.
     """
+
+    has_cls_token: Final[bool]
 
     def __init__(
         self,
@@ -152,6 +160,9 @@ class PVT(nn.Module):
         self.img_size = to_pair("img_size", img_size)
         self.min_size = min_image_size(specs)
         self.num_features = specs[-1].embed_dim
+        self.has_cls_token = specs[-1].cls_token
+        if any(spec.cls_token for spec in specs[:-1]):
+            raise ValueError("specs: expected a cls_token in the last stage only")
         self._check_size(self.img_size[0], self.img_size[1])
 
         num_blocks = sum(spec.depth for spec in specs)
@@ -160,16 +171,15 @@ class PVT(nn.Module):
         feature_info: list[dict[str, Any]] = []
         size, chans, stride, start = self.img_size, in_chans, 1, 0
         for i, spec in enumerate(specs):
-            is_last = i == len(specs) - 1
             drop_path = rates[start : start + spec.depth]
-            stages.append(Stage(spec, size, chans, drop_path, cls_token=is_last, fused=fused))
-            size = (size[0] // spec.patch_size, size[1] // spec.patch_size)
+            stages.append(Stage(spec, size, chans, drop_path, fused=fused))
+            size = (stages[i].patch_embed.H, stages[i].patch_embed.W)
             chans, stride, start = spec.embed_dim, stride * spec.patch_size, start + spec.depth
             feature_info.append({"num_chs": chans, "reduction": stride, "module": f"stages.{i}"})
 
         self.feature_info = feature_info
         self.stages = nn.ModuleList(stages)
-        self.norm = nn.LayerNorm(self.num_features, eps=BLOCK_EPS)
+        self.norm = None if specs[-1].norm else nn.LayerNorm(self.num_features, eps=BLOCK_EPS)
         self.init_weights()
         self.reset_classifier(num_classes)
 
@@ -178,14 +188,19 @@ class PVT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The normalised class token, ``[B, num_features]``: what the head sees."""
+        """What the head sees, ``[B, num_features]``: class token or mean of tokens, normalised."""
         self._check_image(x)
         last = len(self.stages) - 1
         for i, stage in enumerate(self.stages):
             x, (H, W) = stage(x)
             if i != last:
                 x = as_map(x, H, W)
-        return self.norm(x[:, 0])  # the norm is per token, so the others need none
+        if self.has_cls_token:
+            x = x[:, :1]  # the norm is per token, so the others need none
+        norm = self.norm
+        if norm is not None:
+            x = norm(x)
+        return x[:, 0] if self.has_cls_token else x.mean(dim=1)
 
     def forward_head(self, x: Tensor) -> Tensor:
         """``[B, num_features] -> [B, num_classes]``."""
@@ -195,15 +210,15 @@ class PVT(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps C2, C3, C4, C5 for detection and segmentation.
 
-        As in the published detection code, the class token takes no part and there is no final
-        norm. Channels and strides are in :attr:`feature_info`.
+        As in the published detection code, the class token takes no part; v1 maps have no norm, v2
+        maps that of their stage. Channels and strides are in :attr:`feature_info`.
 
         Args:
             x: ``[B, in_chans, H, W]``.
 
         Returns:
-            one ``[B, C, H // stride, W // stride]`` per stage, strides 4, 8, 16 and 32. They are
-            views of tokens (channels last in memory).
+            one ``[B, C, H', W']`` per stage, strides 4, 8, 16 and 32: ``H'`` is ``H // stride`` in
+            v1 and ``ceil(H / stride)`` in v2. They are views of tokens (channels last in memory).
         """
         self._check_image(x)
         maps: list[Tensor] = []
@@ -221,8 +236,7 @@ class PVT(nn.Module):
             x: ``[B, in_chans, H, W]``.
 
         Returns:
-            per stage, per block: ``[B, num_heads, N, kv_len]``. In the last stage the class token
-            is query 0 and key 0.
+            per stage, per block: ``[B, num_heads, N, kv_len]``. A class token is query 0 and key 0.
         """
         self._check_image(x)
         maps: list[list[Tensor]] = []
@@ -234,6 +248,8 @@ class PVT(nn.Module):
                 assert isinstance(block, Block)
                 maps[-1].append(block.attn.attention_map(block.norm1(x), H, W))
                 x = block(x, H, W)
+            if stage.norm is not None:
+                x = stage.norm(x)
             if stage.cls_token is None:
                 x = as_map(x, H, W)
         return maps
@@ -249,7 +265,7 @@ class PVT(nn.Module):
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:
-            like = self.norm.weight
+            like = next(self.parameters())
             head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
             _init_module(head)
             self.head = head
@@ -261,13 +277,20 @@ class PVT(nn.Module):
 
     @torch.jit.unused
     def init_weights(self) -> None:
-        """Initialise as published: truncated normal, std 0.02; norms 1 and 0; Linear biases 0."""
+        """Initialise as published: truncated normal, std 0.02; norms 1 and 0; biases 0.
+
+        Convolutions are v1's, which keep PyTorch's default, or v2's, which are normal with
+        variance ``2 / fan_out``.
+        """
         for stage in self.stages:
             assert isinstance(stage, Stage)
-            nn.init.trunc_normal_(stage.pos_embed, std=0.02)
-            if stage.cls_token is not None:
-                nn.init.trunc_normal_(stage.cls_token, std=0.02)
+            for parameter in (stage.pos_embed, stage.cls_token):
+                if parameter is not None:
+                    nn.init.trunc_normal_(parameter, std=0.02)
         self.apply(_init_module)
+        for stage in self.stages:
+            if stage.fan_out_init:
+                stage.apply(_init_convolution)
 
     def _check_image(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_chans:
@@ -285,7 +308,6 @@ class PVT(nn.Module):
 
 
 def _init_module(module: nn.Module) -> None:
-    # Convolutions keep PyTorch's default, as in the published code.
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -295,26 +317,12 @@ def _init_module(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _pvt_v1(depths: tuple[int, ...], dims: tuple[int, ...], heads: tuple[int, ...]) -> Any:
-    # What all published PVT v1 models share: mlp_ratio, sr_ratio and patch_size of stages 1..4.
-    shared = ((8, 8, 4), (8, 4, 2), (4, 2, 2), (4, 1, 2))
-    rows = zip(dims, depths, heads, shared, strict=True)
-    return tuple(StageSpec(dim, depth, num_heads, *rest) for dim, depth, num_heads, rest in rows)
-
-
-VARIANTS: dict[str, tuple[StageSpec, ...]] = {
-    #                        blocks         channels              heads
-    "pvt_tiny":     _pvt_v1((2, 2, 2, 2),   (64, 128, 320, 512),  (1, 2, 5, 8)),
-    "pvt_small":    _pvt_v1((3, 4, 6, 3),   (64, 128, 320, 512),  (1, 2, 5, 8)),
-    "pvt_medium":   _pvt_v1((3, 4, 18, 3),  (64, 128, 320, 512),  (1, 2, 5, 8)),
-    "pvt_large":    _pvt_v1((3, 8, 27, 3),  (64, 128, 320, 512),  (1, 2, 5, 8)),
-    "pvt_huge_v2":  _pvt_v1((3, 10, 60, 3), (128, 256, 512, 768), (2, 4, 8, 12)),
-}  # fmt: skip
-
-
-def list_models() -> list[str]:
-    """Names that :func:`create_model` knows, smallest first."""
-    return list(VARIANTS)
+def _init_convolution(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def create_model(
@@ -334,9 +342,10 @@ def create_model(
         pretrained: download and load the published ImageNet-1k weights.
         num_classes: outputs of the head; 0 means no head.
         in_chans: channels of the image.
-        img_size: image side, or ``(height, width)``, that the position tables are made for.
-        drop_path_rate: stochastic depth; published training uses 0.1 for tiny and small, 0.3 for
-            medium and large.
+        img_size: image side, or ``(height, width)``, that the position tables are made for (v2 has
+            none) and that an exported file's preprocessing produces.
+        drop_path_rate: stochastic depth; published training uses 0.1 for tiny, small and b0..b2,
+            0.3 for medium, large and b3..b5.
         fused: use the operators of this library; False selects plain PyTorch.
 
     Raises:

@@ -5,8 +5,8 @@ published classification code, so either can replace its namesake in other code.
 can be scripted (``torch.jit.script``) in training and in evaluation mode.
 
 Layout: feature maps are ``[B, C, H, W]``; tokens are ``[B, N, C]`` with ``N = H * W`` in row-major
-order. LayerNorm epsilons follow the published models: 1e-6 in a block, 1e-5 after the patch
-embedding and after the spatial reduction.
+order. LayerNorm epsilons follow the published models: 1e-6 in a block and after a stage, 1e-5 after
+the patch embedding and after the spatial reduction.
 """
 
 import operator
@@ -20,6 +20,7 @@ from pvt_ext import reference
 
 BLOCK_EPS = 1e-6
 EMBED_EPS = 1e-5
+POOL_SIZE = 7  # side of the grid of keys in linear spatial-reduction attention
 
 
 def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -56,6 +57,16 @@ def check_probability(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value!r}")
 
 
+def as_map(x: Tensor, H: int, W: int) -> Tensor:
+    """Tokens ``[B, H * W, C]`` as a feature map ``[B, C, H, W]``: a view, channels last."""
+    return x.transpose(1, 2).unflatten(2, (H, W))
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """A feature map ``[B, C, H, W]`` as tokens ``[B, H * W, C]``: a view where possible."""
+    return x.flatten(2).transpose(1, 2)
+
+
 class PatchEmbed(nn.Module):
     """Cut a feature map into patches and project each one to a token.
 
@@ -65,8 +76,10 @@ class PatchEmbed(nn.Module):
         patch_size: side of a patch, also the stride.
         in_chans: channels of the input.
         embed_dim: channels of a token.
+        overlap: whether a patch reaches into its neighbours: the convolution's kernel is then
+            ``2 * patch_size - 1`` and its padding ``patch_size - 1``.
 
-    Source: PVT v1, section 3.2.
+    Source: PVT v1, section 3.2; with overlap, PVT v2, "Overlapping Patch Embedding".
     """
 
     def __init__(
@@ -75,39 +88,53 @@ class PatchEmbed(nn.Module):
         patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         self.img_size = to_pair("img_size", img_size)
         self.patch_size = to_pair("patch_size", patch_size)
         in_chans = check_at_least("in_chans", in_chans, 1)
         embed_dim = check_at_least("embed_dim", embed_dim, 1)
-        self.H = self.img_size[0] // self.patch_size[0]
-        self.W = self.img_size[1] // self.patch_size[1]
+        self.overlap = overlap
+        self.H, self.W = self.grid(self.img_size[0], self.img_size[1])
         if self.H < 1 or self.W < 1:
             raise ValueError(f"img_size: expected at least {self.patch_size}, got {self.img_size}")
         self.num_patches = self.H * self.W
-        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, stride=self.patch_size)
+        margin = (self.patch_size[0] - 1, self.patch_size[1] - 1) if overlap else (0, 0)
+        kernel = (self.patch_size[0] + margin[0], self.patch_size[1] + margin[1])
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel, stride=self.patch_size, padding=margin)
         self.norm = nn.LayerNorm(embed_dim, eps=EMBED_EPS)
+
+    def grid(self, H: int, W: int) -> tuple[int, int]:
+        """Patches in each direction of an input of ``H`` x ``W``.
+
+        ``(H + 2 * padding - kernel) // stride + 1``, which is ``H // patch`` without overlap and
+        ``ceil(H / patch)`` with it.
+        """
+        if self.overlap:
+            return (H - 1) // self.patch_size[0] + 1, (W - 1) // self.patch_size[1] + 1
+        return H // self.patch_size[0], W // self.patch_size[1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of ``x`` and the grid they form.
 
         Args:
-            x: ``[B, in_chans, H, W]``; rows and columns that do not fill a patch are dropped.
+            x: ``[B, in_chans, H, W]``; without overlap, rows and columns that do not fill a patch
+                are dropped.
 
         Returns:
-            tokens ``[B, (H // patch) * (W // patch), embed_dim]`` and ``(H // patch, W // patch)``.
+            tokens ``[B, N, embed_dim]`` and their :meth:`grid`, whose sides multiply to ``N``.
         """
         if x.dim() != 4:
             raise ValueError(f"PatchEmbed: expected x [B, C, H, W], got shape {x.shape}")
-        H, W = x.shape[2] // self.patch_size[0], x.shape[3] // self.patch_size[1]
+        H, W = self.grid(x.shape[2], x.shape[3])
         if H == 0 or W == 0:
+            least = (1, 1) if self.overlap else self.patch_size
             raise ValueError(
-                f"PatchEmbed: expected an input of at least {self.patch_size[0]} x "
-                f"{self.patch_size[1]}, got {x.shape[2]} x {x.shape[3]}"
+                f"PatchEmbed: expected an input of at least {least[0]} x {least[1]}, "
+                f"got {x.shape[2]} x {x.shape[3]}"
             )
-        x = self.proj(x).flatten(2).transpose(1, 2)  # B, C, H, W -> B, N, C
-        return self.norm(x), (H, W)
+        return self.norm(as_tokens(self.proj(x))), (H, W)
 
 
 class Attention(nn.Module):
@@ -123,13 +150,16 @@ class Attention(nn.Module):
         proj_drop: dropout of the output.
         sr_ratio: side of the patch of tokens that becomes one key; 1 means no reduction, and then
             there is neither ``sr`` nor ``norm``.
+        linear: average tokens to a grid of 7 x 7 instead, whatever the grid and ``sr_ratio``, so
+            that the cost is linear in the number of tokens; ``sr`` is then a 1 x 1 convolution.
         fused: use the operators of this library; False selects plain PyTorch.
 
-    Source: PVT v1, section 3.3.
+    Source: PVT v1, section 3.3; linear: PVT v2, "Linear Spatial Reduction Attention".
     """
 
     # Final: the branch not taken is not compiled.
     fused: Final[bool]
+    linear: Final[bool]
     drops_probs: Final[bool]
 
     def __init__(
@@ -141,6 +171,7 @@ class Attention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         sr_ratio: int = 1,
+        linear: bool = False,
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -156,6 +187,7 @@ class Attention(nn.Module):
         self.scale = float((dim // num_heads) ** -0.5 if qk_scale is None else qk_scale)
         self.sr_ratio = sr_ratio
         self.fused = fused
+        self.linear = linear
         self.drops_probs = attn_drop > 0.0
 
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
@@ -163,17 +195,20 @@ class Attention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio) if sr_ratio > 1 else None
-        self.norm = nn.LayerNorm(dim, eps=EMBED_EPS) if sr_ratio > 1 else None
+        kernel = 1 if linear else sr_ratio
+        reduces = linear or sr_ratio > 1
+        self.sr = nn.Conv2d(dim, dim, kernel, stride=kernel) if reduces else None
+        self.norm = nn.LayerNorm(dim, eps=EMBED_EPS) if reduces else None
         self.norm_eps = EMBED_EPS  # TorchScript cannot read it from the norm
+        self.pool_size = POOL_SIZE  # nor a number of the module file
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         """Attend from every token of ``x`` to the reduced grid.
 
         Args:
-            x: ``[B, N, C]``. With ``sr_ratio > 1``, ``N`` is ``H * W``; with ``sr_ratio == 1`` the
+            x: ``[B, N, C]``. With ``linear`` or ``sr_ratio > 1``, ``N`` is ``H * W``; otherwise the
                 grid plays no part and other tokens (a class token) may be among them.
-            H, W: the token grid, each at least ``sr_ratio``.
+            H, W: the token grid, each at least ``sr_ratio`` (with ``linear``: 1).
 
         Returns:
             ``[B, N, C]``.
@@ -194,18 +229,23 @@ class Attention(nn.Module):
         """Attention probabilities, ``[B, num_heads, N, kv_len]``; each row sums to 1.
 
         Takes the arguments of :meth:`forward`. The keys form the grid ``(H // sr_ratio,
-        W // sr_ratio)`` in row-major order (after a class token, if ``x`` has one).
+        W // sr_ratio)``, with ``linear`` 7 x 7, in row-major order (after a class token, if ``x``
+        has one).
         """
         k, _ = self.kv(self._reduce(x, H, W)).chunk(2, dim=-1)
         return reference.attention_weights(self.q(x), k, self.num_heads, self.scale)
 
     def _reduce(self, x: Tensor, H: int, W: int) -> Tensor:
         # B, N, C -> B, kv_len, C
-        sr, norm = self.sr, self.norm
+        sr = self.sr  # one by one: unpacked from a tuple, TorchScript could not call them
+        norm = self.norm
         if sr is None or norm is None:
             return x
         if x.shape[1] != H * W:
             raise ValueError(f"Attention: expected H * W = {H} * {W} tokens, got {x.shape[1]}")
+        if self.linear:
+            x = F.adaptive_avg_pool2d(as_map(x, H, W), self.pool_size)  # B, C, 7, 7
+            return F.gelu(norm(as_tokens(sr(x))))
         if min(H, W) < self.sr_ratio:
             raise ValueError(
                 f"Attention: expected a token grid of at least {self.sr_ratio} x {self.sr_ratio} "
@@ -223,16 +263,49 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, on each token: ``[B, N, C] -> [B, N, C]``."""
+    """Two linear layers with a GELU between them, on each token: ``[B, N, C] -> [B, N, C]``.
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+    Args:
+        dim: channels ``C`` of the tokens.
+        hidden_dim: channels between the two layers.
+        drop: dropout after each layer.
+        dwconv: mix each hidden channel over 3 x 3 neighbouring tokens before the GELU (zeros
+            around the grid).
+        relu: a ReLU before that convolution, which the linear variant has.
+
+    Source: PVT v2, "Convolutional Feed-Forward"; without ``dwconv``, PVT v1.
+    """
+
+    relu: Final[bool]
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        drop: float = 0.0,
+        dwconv: bool = False,
+        relu: bool = False,
+    ) -> None:
         super().__init__()
+        self.relu = relu
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = (
+            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim) if dwconv else None
+        )
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(F.gelu(self.fc1(x)))  # the exact GELU, as published
+    def forward(self, x: Tensor, H: int = 0, W: int = 0) -> Tensor:
+        """``[B, N, C] -> [B, N, C]``; with ``dwconv``, ``N`` is the token grid's ``H * W``."""
+        x = self.fc1(x)
+        dwconv = self.dwconv
+        if dwconv is not None:
+            if x.shape[1] != H * W:
+                raise ValueError(f"Mlp: expected H * W = {H} * {W} tokens, got {x.shape[1]}")
+            if self.relu:
+                x = F.relu(x)
+            x = as_tokens(dwconv(as_map(x, H, W)))
+        x = self.drop(F.gelu(x))  # the exact GELU, as published
         return self.drop(self.fc2(x))
 
 
@@ -265,9 +338,10 @@ class Block(nn.Module):
     """A transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
 
     Args:
-        dim, num_heads, sr_ratio, fused: as in :class:`Attention`.
+        dim, num_heads, sr_ratio, linear, fused: as in :class:`Attention`.
         mlp_ratio: width of the MLP's hidden layer as a multiple of ``dim``.
         drop_path: probability of :class:`DropPath` on both branches.
+        dwconv: as in :class:`Mlp`; with ``linear`` its ReLU comes along.
     """
 
     def __init__(
@@ -278,16 +352,20 @@ class Block(nn.Module):
         sr_ratio: int = 1,
         drop_path: float = 0.0,
         fused: bool = True,
+        linear: bool = False,
+        dwconv: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias=True, sr_ratio=sr_ratio, fused=fused)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias=True, sr_ratio=sr_ratio, linear=linear, fused=fused
+        )
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dwconv=dwconv, relu=linear)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         """``[B, N, C] -> [B, N, C]``; ``H`` and ``W`` as in :meth:`Attention.forward`."""
         x = x + self.drop_path(self.attn(self.norm1(x), H, W))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x), H, W))
         return x

@@ -7,13 +7,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvt_ext.model import PVT, create_model
+from pvt_ext.model import PVT, Stage, create_model
 from pvt_ext.nn import to_pair
 
 
 @dataclass(frozen=True)
 class Row:
-    """One part of a model: a stage, or the head with the final norm."""
+    """One part of a model: a stage, or the head (in v1 with the final norm)."""
 
     name: str
     output: tuple[int, ...]  # (channels, height, width); (classes,) for the head
@@ -62,10 +62,14 @@ def summary(model: str | PVT, size: int | tuple[int, int] = 224) -> Summary:
     counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
 
     rows = []
+    grid = (H, W)
     for i, info in enumerate(model.feature_info):
-        output = (info["num_chs"], H // info["reduction"], W // info["reduction"])
+        stage = model.stages[i]
+        assert isinstance(stage, Stage)
+        grid = stage.patch_embed.grid(*grid)
+        output = (info["num_chs"], *grid)
         macs = counts[f"{type(model).__name__}.{info['module']}"]
-        rows.append(Row(f"stage {i + 1}", output, _parameters(model.stages[i]), macs))
+        rows.append(Row(f"stage {i + 1}", output, _parameters(stage), macs))
     total = counts["Global"]
     rest = total - sum(row.macs for row in rows)
     rest_parameters = _parameters(model) - sum(row.parameters for row in rows)

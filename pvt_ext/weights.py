@@ -6,7 +6,9 @@ Published checkpoints and this library name the same tensors differently::
     patch_embed1.proj.weight      stages.0.patch_embed.proj.weight
     pos_embed1                    stages.0.pos_embed
     block1.0.attn.q.weight        stages.0.blocks.0.attn.q.weight
-    cls_token                     stages.3.cls_token
+    block1.0.mlp.dwconv.dwconv.*  stages.0.blocks.0.mlp.dwconv.*     (v2)
+    norm1.weight                  stages.0.norm.weight               (v2)
+    cls_token                     stages.3.cls_token                 (v1)
     norm.weight, head.weight      the same
 """
 
@@ -42,6 +44,13 @@ PUBLISHED = {
     "pvt_small": Published(79.8, 93),
     "pvt_medium": Published(81.2, 168),
     "pvt_large": Published(81.7, 234),
+    "pvt_v2_b0": Published(70.5, 14),
+    "pvt_v2_b1": Published(78.7, 54),
+    "pvt_v2_b2": Published(82.0, 97),
+    "pvt_v2_b2_li": Published(82.1, 86),
+    "pvt_v2_b3": Published(83.1, 173),
+    "pvt_v2_b4": Published(83.6, 239),
+    "pvt_v2_b5": Published(83.8, 313),
 }  # the authors give no file for pvt_huge_v2
 
 
@@ -56,9 +65,14 @@ class LoadReport(NamedTuple):
 
 # ---- names ----
 
-_PARTS = {"patch_embed": "patch_embed", "pos_embed": "pos_embed", "block": "blocks"}
-_PUBLISHED_NAME = re.compile(r"(patch_embed|pos_embed|block)([1-4])(\..+)?")
-_LIBRARY_NAME = re.compile(r"stages\.([0-3])\.(patch_embed|pos_embed|blocks)(\..+)?")
+_PARTS = {
+    "patch_embed": "patch_embed",
+    "pos_embed": "pos_embed",
+    "block": "blocks",
+    "norm": "norm",
+}
+_PUBLISHED_NAME = re.compile(r"(patch_embed|pos_embed|block|norm)([1-4])(\..+)?")
+_LIBRARY_NAME = re.compile(r"stages\.([0-3])\.(patch_embed|pos_embed|blocks|norm)(\..+)?")
 _WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
 
 
@@ -70,6 +84,7 @@ def library_name(name: str) -> str:
     if match is None:
         return name
     part, stage, rest = match.groups(default="")
+    rest = rest.replace(".mlp.dwconv.dwconv.", ".mlp.dwconv.")
     return f"stages.{int(stage) - 1}.{_PARTS[part]}{rest}"
 
 
@@ -81,6 +96,7 @@ def published_name(name: str) -> str:
     if match is None:
         return name
     stage, part, rest = match.groups(default="")
+    rest = rest.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv.")
     return f"{part.removesuffix('s')}{int(stage) + 1}{rest}"
 
 

@@ -1,5 +1,7 @@
 """Models for the tests: weights that matter, and sizes that are quick."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,16 @@ MINI = (
     StageSpec(16, 1, 1, 2, 8, 4),
     StageSpec(24, 2, 2, 2, 4, 2),
     StageSpec(40, 1, 5, 2, 2, 2),
-    StageSpec(48, 1, 8, 2, 1, 2),
+    StageSpec(48, 1, 8, 2, 1, 2, cls_token=True),
 )
+# The same sizes as in PVT v2, and its linear variant.
+MINI_V2 = tuple(
+    spec._replace(
+        cls_token=False, positions=False, overlap=True, dwconv=True, norm=True, fan_out_init=True
+    )
+    for spec in MINI
+)
+MINI_V2_LI = tuple(spec._replace(linear=True) for spec in MINI_V2)
 
 
 def enliven(model: nn.Module, seed: int = 0) -> None:
@@ -37,10 +47,10 @@ def lively(name: str, **options: object) -> PVT:
     return model
 
 
-def mini(**options: object) -> PVT:
-    """A model of :data:`MINI` with seeded weights that matter, in evaluation mode."""
+def mini(specs: Sequence[StageSpec] = MINI, **options: object) -> PVT:
+    """A small model with seeded weights that matter, in evaluation mode."""
     torch.manual_seed(0)
-    model = PVT(MINI, **{"num_classes": 10, "img_size": 64, **options}).eval()  # type: ignore[arg-type]
+    model = PVT(specs, **{"num_classes": 10, "img_size": 64, **options}).eval()  # type: ignore[arg-type]
     enliven(model)
     return model
 

@@ -1,4 +1,4 @@
-"""The whole model against the published formula, at every size, and its programming interface."""
+"""PVT v1 against the published formula, at every size, and the model's programming interface."""
 
 import numpy as np
 import published
@@ -16,6 +16,13 @@ PARAMETERS = {
     "pvt_medium": 44_208_104,
     "pvt_large": 61_369_320,
     "pvt_huge_v2": 304_945_512,
+    "pvt_v2_b0": 3_666_760,
+    "pvt_v2_b1": 14_009_000,
+    "pvt_v2_b2": 25_362_856,
+    "pvt_v2_b2_li": 22_553_512,
+    "pvt_v2_b3": 45_238_696,
+    "pvt_v2_b4": 62_556_072,
+    "pvt_v2_b5": 81_956_008,
 }
 SIZES = [
     (224, 224),

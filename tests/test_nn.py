@@ -179,7 +179,28 @@ def test_patch_embed_refuses_arguments(arguments: dict[str, int], message: str) 
         PatchEmbed(**arguments)
 
 
+def test_overlapping_patches_are_those_of_a_convolution() -> None:
+    """Kernel, stride and padding of PVT v2: 7, 4, 3 in stage 1 and 3, 2, 1 in the others."""
+    for patch, kernel, padding in ((4, 7, 3), (2, 3, 1)):
+        torch.manual_seed(0)
+        embed = PatchEmbed(32, patch, in_chans=2, embed_dim=8, overlap=True)
+        enliven(embed)
+        assert embed.H == embed.W == 32 // patch
+        for H in range(1, 20):
+            x = torch.randn(2, 2, H, 21 - H)
+            tokens, grid = embed(x)
+            assert grid == tuple((side + 2 * padding - kernel) // patch + 1 for side in x.shape[2:])
+            # Every patch by hand: a window of the padded map times the weight.
+            padded = nn.functional.pad(x, [padding] * 4)
+            windows = padded.unfold(2, kernel, patch).unfold(3, kernel, patch)
+            expected = torch.einsum("bchwuv,ocuv->bhwo", windows, embed.proj.weight)
+            expected = embed.norm((expected + embed.proj.bias).flatten(1, 2))
+            assert relative_error(tokens, expected) < TOLERANCE
+
+
 def test_patch_embed_refuses_inputs() -> None:
+    with pytest.raises(ValueError, match="at least 1 x 1, got 0 x 5"):
+        PatchEmbed(32, 4, overlap=True)(torch.zeros(1, 3, 0, 5))
     embed = PatchEmbed(32, 4)
     with pytest.raises(ValueError, match="at least 4 x 4, got 3 x 32"):
         embed(torch.zeros(1, 3, 3, 32))
@@ -208,6 +229,31 @@ def test_mlp_uses_the_exact_gelu() -> None:
     hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_mlp_with_a_convolution_refuses_grids(scripted: bool) -> None:
+    mlp = Mlp(8, 16, dwconv=True)
+    run = torch.jit.script(mlp) if scripted else mlp
+    assert run(torch.zeros(2, 12, 8), 3, 4).shape == (2, 12, 8)
+    for args in ((), (3, 5)):
+        with pytest.raises(
+            (ValueError, torch.jit.Error), match=r"Mlp: expected H \* W = .* got 12"
+        ):
+            run(torch.zeros(2, 12, 8), *args)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_linear_attention_has_49_keys_on_every_grid(fused: bool) -> None:
+    attention = make_attention(32, 4, 8, linear=True, fused=fused)
+    for H, W in ((1, 1), (5, 3), (7, 7), (9, 22)):
+        x = torch.randn(2, H * W, 32)
+        probs = attention.attention_map(x, H, W)
+        assert probs.shape == (2, 4, H * W, 49)
+        assert attention(x, H, W).shape == x.shape
+        assert attention(x[:0], H, W).shape == (0, H * W, 32)
+    with pytest.raises(ValueError, match=r"expected H \* W = 9 \* 9 tokens, got 198"):
+        attention(x, 9, 9)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -14,6 +14,13 @@ PUBLISHED = {
     "pvt_medium": (44_208_104, 6.659, 221.40),
     "pvt_large": (61_369_320, 9.814, 323.28),
     "pvt_huge_v2": (304_945_512, 50.493, None),
+    "pvt_v2_b0": (3_666_760, 0.566, 26.64),
+    "pvt_v2_b1": (14_009_000, 2.108, 73.21),
+    "pvt_v2_b2": (25_362_856, 4.027, 138.65),
+    "pvt_v2_b2_li": (22_553_512, 3.889, 75.14),
+    "pvt_v2_b3": (45_238_696, 6.897, 226.45),
+    "pvt_v2_b4": (62_556_072, 10.101, 329.32),
+    "pvt_v2_b5": (81_956_008, 11.717, 386.17),
 }
 
 
@@ -29,11 +36,12 @@ def test_equals_the_published_table(name: str) -> None:
         assert round(summary(name, (800, 1280)).macs / 1e9, 2) == large
 
 
-def test_operators_count_like_plain_pytorch() -> None:
+@pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li"])
+def test_operators_count_like_plain_pytorch(name: str) -> None:
     for size in ((224, 224), (225, 131)):
         with torch.device("meta"):
-            plain = create_model("pvt_tiny", fused=False)
-        assert summary("pvt_tiny", size).rows == summary(plain, size).rows
+            plain = create_model(name, fused=False)
+        assert summary(name, size).rows == summary(plain, size).rows
 
 
 def test_rows() -> None:
@@ -44,6 +52,15 @@ def test_rows() -> None:
     ]  # fmt: skip
     assert rows[-1].macs == 512 * 1000
     assert rows[-1].parameters == 512 * 1000 + 1000 + 2 * 512
+
+
+def test_rows_of_v2() -> None:
+    rows = summary("pvt_v2_b0", (225, 131)).rows
+    assert [row.output for row in rows] == [
+        (32, 57, 33), (64, 29, 17), (160, 15, 9), (256, 8, 5), (1000,),
+    ]  # fmt: skip
+    assert rows[-1].macs == 256 * 1000
+    assert rows[-1].parameters == 256 * 1000 + 1000
 
 
 def test_a_model_is_left_alone() -> None:

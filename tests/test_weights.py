@@ -17,7 +17,7 @@ from typing import ClassVar
 import pytest
 import safetensors.torch
 import torch
-from models import mini, published_state
+from models import MINI_V2, MINI_V2_LI, lively, mini, published_state
 from torch import Tensor
 
 from pvt_ext import weights
@@ -58,6 +58,10 @@ def same(a: PVT, b: PVT) -> bool:
         ("pos_embed2", "stages.1.pos_embed"),
         ("block3.17.attn.sr.weight", "stages.2.blocks.17.attn.sr.weight"),
         ("block4.0.mlp.fc2.bias", "stages.3.blocks.0.mlp.fc2.bias"),
+        ("block1.0.mlp.dwconv.dwconv.weight", "stages.0.blocks.0.mlp.dwconv.weight"),
+        ("block4.39.norm1.bias", "stages.3.blocks.39.norm1.bias"),
+        ("norm1.weight", "stages.0.norm.weight"),
+        ("norm4.bias", "stages.3.norm.bias"),
         ("cls_token", "stages.3.cls_token"),
         ("norm.weight", "norm.weight"),
         ("head.bias", "head.bias"),
@@ -73,7 +77,8 @@ def test_names(published: str, ours: str) -> None:
 @pytest.mark.parametrize(
     ("name", "keys"),
     [("pvt_tiny", 161), ("pvt_small", 301), ("pvt_medium", 517), ("pvt_large", 751),
-     ("pvt_huge_v2", 1381)],
+     ("pvt_huge_v2", 1381), ("pvt_v2_b0", 178), ("pvt_v2_b1", 178), ("pvt_v2_b2", 334),
+     ("pvt_v2_b2_li", 346), ("pvt_v2_b3", 574), ("pvt_v2_b4", 834), ("pvt_v2_b5", 1054)],
 )  # fmt: skip
 def test_names_of_every_variant(name: str, keys: int) -> None:
     with torch.device("meta"):
@@ -118,6 +123,29 @@ def test_loads_a_state_dict_and_keeps_the_dtype(source: PVT, target: PVT) -> Non
     assert (report.source, report.sha256, report.resized) == ("state_dict", None, ())
     assert target.norm.weight.dtype == torch.bfloat16
     assert same(target, source.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_v2_b2_li"])
+def test_loads_v2_with_published_names(name: str, tmp_path: Path) -> None:
+    source = lively(name)
+    torch.save(published_state(source), tmp_path / "weights.pth")
+    target = create_model(name).eval()
+    assert not same(target, source)
+    report = load_weights(target, tmp_path / "weights.pth")
+    assert same(target, source)
+    assert report.resized == ()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(target(x), source(x))
+
+
+def test_refuses_the_other_version(source: PVT, target: PVT) -> None:
+    v2, linear = mini(MINI_V2), mini(MINI_V2_LI)
+    with pytest.raises(ValueError, match=r"nothing was loaded: \d+ missing: stages.0.pos_embed"):
+        load_weights(target, published_state(v2))
+    with pytest.raises(ValueError, match=r"missing: stages.0.blocks.0.mlp.dwconv.weight"):
+        load_weights(v2, published_state(source))
+    with pytest.raises(ValueError, match=r"missing: stages.3.blocks.0.attn.sr.weight"):
+        load_weights(linear, published_state(v2))
 
 
 def test_resizes_position_tables() -> None:
