@@ -59,7 +59,9 @@ def check_probability(name: str, value: float) -> None:
 
 def as_map(x: Tensor, H: int, W: int) -> Tensor:
     """Tokens ``[B, H * W, C]`` as a feature map ``[B, C, H, W]``: a view, channels last."""
-    return x.transpose(1, 2).unflatten(2, (H, W))
+    # Split, then permute: the other order gives a single image strides in which convolutions do not
+    # recognise channels last, and a depthwise one is then several times slower.
+    return x.unflatten(1, (H, W)).permute(0, 3, 1, 2)
 
 
 def as_tokens(x: Tensor) -> Tensor:

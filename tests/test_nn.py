@@ -5,7 +5,7 @@ import torch
 from models import enliven, relative_error
 from torch import Tensor, nn
 
-from pvt_ext.nn import Attention, Block, DropPath, Mlp, PatchEmbed
+from pvt_ext.nn import Attention, Block, DropPath, Mlp, PatchEmbed, as_map, as_tokens
 
 TOLERANCE = 1e-5
 
@@ -229,6 +229,15 @@ def test_mlp_uses_the_exact_gelu() -> None:
     hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+@pytest.mark.parametrize("B", [1, 2])
+def test_convolutions_of_tokens_stay_channels_last(B: int) -> None:
+    """Else a depthwise convolution takes a path that is several times slower."""
+    mlp, embed = Mlp(8, 16, dwconv=True), PatchEmbed(12, 2, 8, 16, overlap=True)
+    for convolution, channels in ((mlp.dwconv, 16), (embed.proj, 8)):
+        out = convolution(as_map(torch.randn(B, 12 * 12, channels), 12, 12))
+        assert as_tokens(out).is_contiguous()
 
 
 @pytest.mark.parametrize("scripted", [False, True])
