@@ -421,7 +421,11 @@ def test_file_put_by_hand(server: str) -> None:
 
 
 def test_interrupted_download_leaves_nothing(server: str) -> None:
-    code = f"from pvt_ext.download import download; download('{server}/stall/a.pth')"
+    # A process that a shell started in the background ignores SIGINT, and so do its children.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from pvt_ext.download import download; download('{server}/stall/a.pth')"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(cache_dir().glob("*.part")) and time.monotonic() < deadline:
