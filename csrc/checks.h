@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -122,6 +123,174 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
   check_vector("norm_weight", norm_weight);
   check_vector("norm_bias", norm_bias);
   return {x.size(0), H, W, C, sr_ratio};
+}
+
+// Columns of a panel of packed weights.
+constexpr int64_t kPackedColumns = 16;
+
+// `x`, which an operator overwrites: tokens [B, N, C], contiguous.
+inline void check_tokens(const char* op, const Tensor& x) {
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 3, op, ": expected x of shape [B, N, C], got ", shape(x));
+  check(x.is_contiguous(), op, ": expected x contiguous, since it is changed in place");
+}
+
+// `vector`: [size], float32 or the dtype of x.
+inline void check_vector(const char* op, const char* name, const Tensor& vector, int64_t size,
+                         const Tensor& x) {
+  check(vector.dim() == 1 && vector.size(0) == size, op, ": expected ", name, " of shape [", size,
+        "], got ", shape(vector));
+  check(vector.scalar_type() == ScalarType::Float || vector.scalar_type() == x.scalar_type(), op,
+        ": expected ", name, " of dtype float32 or ", dtype_name(x.scalar_type()), " like x, got ",
+        dtype_name(vector.scalar_type()));
+  check(vector.device() == x.device(), op, ": expected ", name,
+        " on the device of x, got another device");
+}
+
+// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up.
+inline void check_packed(const char* op, const char* name, const Tensor& weight, int64_t rows,
+                         int64_t columns, const Tensor& x) {
+  const bool packed = weight.dim() == 4 && weight.size(2) == kPackedColumns && weight.size(3) >= 1;
+  check(packed, op, ": expected ", name,
+        " packed (pvt_ext.packing.pack_weight), [panels, columns, 16, group], got shape ",
+        shape(weight));
+  const int64_t group = weight.size(3);
+  check(weight.size(0) == (rows + kPackedColumns - 1) / kPackedColumns &&
+            weight.size(1) == (columns + group - 1) / group,
+        op, ": expected ", name, " packed from [", rows, ", ", columns, "], which is [",
+        (rows + kPackedColumns - 1) / kPackedColumns, ", ", (columns + group - 1) / group, ", 16, ",
+        group, "], got ", shape(weight));
+  check_like(op, name, weight, "x", x);
+}
+
+struct MlpShape {
+  int64_t rows, C, hidden;
+};
+
+inline MlpShape check_mlp_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
+                                const Tensor& fc1_weight, const Tensor& fc1_bias,
+                                const Tensor& fc2_weight, const Tensor& fc2_bias) {
+  constexpr const char* op = "mlp_block_";
+  check_tokens(op, x);
+  const int64_t C = x.size(2);
+  check(C >= 1, op, ": expected x with at least one channel, got ", shape(x));
+  check(fc1_bias.dim() == 1 && fc1_bias.size(0) >= 1, op,
+        ": expected fc1_bias of shape [hidden], got ", shape(fc1_bias));
+  const int64_t hidden = fc1_bias.size(0);
+  check_vector(op, "norm_weight", norm_weight, C, x);
+  check_vector(op, "norm_bias", norm_bias, C, x);
+  check_packed(op, "fc1_weight", fc1_weight, hidden, C, x);
+  check_vector(op, "fc1_bias", fc1_bias, hidden, x);
+  check_packed(op, "fc2_weight", fc2_weight, C, hidden, x);
+  check_vector(op, "fc2_bias", fc2_bias, C, x);
+  return {x.size(0) * x.size(1), C, hidden};
+}
+
+inline SraShape check_attention_block(const Tensor& x, const Tensor& kv, const Tensor& norm_weight,
+                                      const Tensor& norm_bias, const Tensor& q_weight,
+                                      const Tensor& q_bias, const Tensor& proj_weight,
+                                      const Tensor& proj_bias, int64_t num_heads) {
+  constexpr const char* op = "attention_block_";
+  check_tokens(op, x);
+  const int64_t B = x.size(0), N = x.size(1), C = x.size(2);
+  check_like(op, "kv", kv, "x", x);
+  check(kv.dim() == 3 && kv.size(0) == B && kv.size(1) >= 1 && kv.size(2) == 2 * C, op,
+        ": expected kv of shape [", B, ", kv_len, ", 2 * C, "] with at least one key (x is ",
+        shape(x), "), got ", shape(kv));
+  check(num_heads >= 1 && C >= 1 && C % num_heads == 0, op,
+        ": expected num_heads to divide C = ", C, ", got ", num_heads);
+  check_vector(op, "norm_weight", norm_weight, C, x);
+  check_vector(op, "norm_bias", norm_bias, C, x);
+  check_packed(op, "q_weight", q_weight, C, C, x);
+  check_vector(op, "q_bias", q_bias, C, x);
+  check_packed(op, "proj_weight", proj_weight, C, C, x);
+  check_vector(op, "proj_bias", proj_bias, C, x);
+  return {B, N, C, kv.size(1), num_heads, C / num_heads};
+}
+
+inline ReductionShape check_reduce_kv(
+    const Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight, const Tensor& norm_bias,
+    const std::optional<Tensor>& sr_weight, const std::optional<Tensor>& sr_bias,
+    const std::optional<Tensor>& sr_norm_weight, const std::optional<Tensor>& sr_norm_bias,
+    const Tensor& kv_weight, const Tensor& kv_bias, int64_t sr_ratio) {
+  constexpr const char* op = "reduce_kv";
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, N, C], got ", shape(x));
+  const int64_t C = x.size(2);
+  const bool reduces = sr_weight.has_value();
+  check(sr_bias.has_value() == reduces && sr_norm_weight.has_value() == reduces &&
+            sr_norm_bias.has_value() == reduces,
+        op, ": expected all of sr_weight, sr_bias, sr_norm_weight and sr_norm_bias, or none");
+  check_vector(op, "norm_weight", norm_weight, C, x);
+  check_vector(op, "norm_bias", norm_bias, C, x);
+  check_packed(op, "kv_weight", kv_weight, 2 * C, C, x);
+  check_vector(op, "kv_bias", kv_bias, 2 * C, x);
+  if (!reduces) {
+    check(sr_ratio == 1, op, ": expected sr_ratio 1 without sr_weight, got ", sr_ratio);
+    return {x.size(0), x.size(1), 1, C, 1};  // the grid plays no part
+  }
+  // By division: H * W may not fit.
+  check(H >= 1 && W >= 1 && x.size(1) % H == 0 && x.size(1) / H == W, op,
+        ": expected x of shape [B, H * W, C] with H = ", H, ", W = ", W, ", got ", shape(x));
+  check(sr_ratio >= 1 && H >= sr_ratio && W >= sr_ratio, op,
+        ": expected sr_ratio from 1 to the sides of the token grid ", H, "x", W, ", got ",
+        sr_ratio);
+  check_packed(op, "sr_weight", *sr_weight, C, sr_ratio * sr_ratio * C, x);
+  check_vector(op, "sr_bias", *sr_bias, C, x);
+  check_vector(op, "sr_norm_weight", *sr_norm_weight, C, x);
+  check_vector(op, "sr_norm_bias", *sr_norm_bias, C, x);
+  return {x.size(0), H, W, C, sr_ratio};
+}
+
+struct PatchShape {
+  int64_t B, C_in, H, W, C, out_H, out_W;
+};
+
+inline PatchShape check_patch_embed(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                    const Tensor& norm_weight, const Tensor& norm_bias,
+                                    const std::optional<Tensor>& position, int64_t kernel_size,
+                                    int64_t stride, int64_t padding) {
+  constexpr const char* op = "patch_embed";
+  constexpr int64_t kMaxKernel = 1 << 12;  // its square times any number of channels fits
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 4 && x.size(1) >= 1, op, ": expected x of shape [B, C_in, H, W], got ",
+        shape(x));
+  check(kernel_size >= 1 && kernel_size <= kMaxKernel, op, ": expected kernel_size from 1 to ",
+        kMaxKernel, ", got ", kernel_size);
+  check(stride >= 1, op, ": expected stride of at least 1, got ", stride);
+  check(padding >= 0 && padding < kernel_size, op,
+        ": expected padding from 0 to kernel_size - 1 = ", kernel_size - 1, ", got ", padding);
+  const int64_t H = x.size(2), W = x.size(3);
+  check(H + 2 * padding >= kernel_size && W + 2 * padding >= kernel_size, op,
+        ": expected an input of at least ", kernel_size - 2 * padding, "x",
+        kernel_size - 2 * padding, " (kernel_size - 2 * padding), got ", H, "x", W);
+  check(bias.dim() == 1 && bias.size(0) >= 1, op, ": expected bias of shape [C], got ",
+        shape(bias));
+  const int64_t C = bias.size(0);
+  const int64_t out_H = (H + 2 * padding - kernel_size) / stride + 1;
+  const int64_t out_W = (W + 2 * padding - kernel_size) / stride + 1;
+  check_packed(op, "weight", weight, C, kernel_size * kernel_size * x.size(1), x);
+  check_vector(op, "bias", bias, C, x);
+  check_vector(op, "norm_weight", norm_weight, C, x);
+  check_vector(op, "norm_bias", norm_bias, C, x);
+  if (position.has_value()) {
+    check(position->dim() == 2 && position->size(0) == out_H * out_W && position->size(1) == C, op,
+          ": expected position of shape [", out_H, " * ", out_W, ", ", C, "], got ",
+          shape(*position));
+    check(
+        position->scalar_type() == ScalarType::Float || position->scalar_type() == x.scalar_type(),
+        op, ": expected position of dtype float32 or ", dtype_name(x.scalar_type()),
+        " like x, got ", dtype_name(position->scalar_type()));
+    check(position->device() == x.device(), op,
+          ": expected position on the device of x, got another device");
+  }
+  return {x.size(0), x.size(1), H, W, C, out_H, out_W};
 }
 
 struct ResizeShape {

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kOpsVersion = 1;
+constexpr int64_t kOpsVersion = 2;
 
 std::string compiler() {
 #if defined(__clang__)

@@ -15,6 +15,44 @@ STABLE_TORCH_LIBRARY(pvt, m) {
       "spatial_reduction(Tensor x, int H, int W, Tensor weight, Tensor bias, Tensor norm_weight, "
       "Tensor norm_bias, int sr_ratio, float eps) -> Tensor");
 
+  // The operators below are for inference: whole half-blocks, on weights in panels ("packed
+  // [rows, columns]", pvt_ext/packing.py) and vectors of float32 or of x's dtype. Those that end in
+  // _ overwrite x, which is contiguous.
+
+  // LayerNorm(conv(x)) + position, from pixels or from tokens seen as a feature map.
+  //   x: [B, C_in, H, W], any strides   weight: packed [C, kernel_size^2 * C_in], channels
+  //   innermost bias, norm_weight, norm_bias: [C]   position: [H' * W', C]
+  //   -> [B, H' * W', C],  H' = (H + 2 * padding - kernel_size) / stride + 1, rounded down
+  m.def(
+      "patch_embed(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "
+      "float eps, Tensor? position, int kernel_size, int stride, int padding) -> Tensor");
+
+  // Keys and values of a block: kv(t), where t = LayerNorm(x) without sr_*, else
+  // t = LayerNorm(conv(LayerNorm(x))) with kernel = stride = sr_ratio.
+  //   x: [B, H * W, C] (without sr_*: [B, N, C], and H, W are 0)   norm_weight, norm_bias: [C]
+  //   sr_weight: packed [C, sr_ratio^2 * C], channels innermost   sr_bias, sr_norm_*: [C]
+  //   kv_weight: packed [2 * C, C]   kv_bias: [2 * C]
+  //   -> [B, kv_len, 2 * C]
+  m.def(
+      "reduce_kv(Tensor x, int H, int W, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "Tensor? sr_weight, Tensor? sr_bias, Tensor? sr_norm_weight, Tensor? sr_norm_bias, "
+      "float sr_eps, Tensor kv_weight, Tensor kv_bias, int sr_ratio) -> Tensor");
+
+  // x <- x + proj(sra_attention(q(LayerNorm(x)), kv)), in place.
+  //   x: [B, N, C]   kv: [B, kv_len, 2 * C]   norm_weight, norm_bias, q_bias, proj_bias: [C]
+  //   q_weight, proj_weight: packed [C, C]
+  m.def(
+      "attention_block_(Tensor(a!) x, Tensor kv, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "Tensor q_weight, Tensor q_bias, Tensor proj_weight, Tensor proj_bias, int num_heads, "
+      "float scale) -> ()");
+
+  // x <- x + fc2(gelu(fc1(LayerNorm(x)))), in place.
+  //   x: [B, N, C]   norm_weight, norm_bias, fc2_bias: [C]   fc1_bias: [hidden]
+  //   fc1_weight: packed [hidden, C]   fc2_weight: packed [C, hidden]
+  m.def(
+      "mlp_block_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias) -> ()");
+
   // Pillow's Image.resize, value for value; only the crop window is computed.
   //   image: uint8 [H, W, channels], 1 to 4 channels   size: [height, width]
   //   interpolation: "bicubic" or "bilinear"   crop: [] or [top, left, height, width] of the result

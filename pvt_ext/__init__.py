@@ -40,7 +40,8 @@ def build_info() -> dict[str, Any]:
 
 
 # The operators have to be there before a module that uses them is scripted, hence the order.
-from pvt_ext import nn, ops  # noqa: E402
+from pvt_ext import block_ops, nn, ops  # noqa: E402
+from pvt_ext.inference import pack  # noqa: E402
 from pvt_ext.model import PVT, create_model  # noqa: E402
 from pvt_ext.preprocess import Preprocess, load_image  # noqa: E402
 
@@ -53,6 +54,7 @@ __all__ = [
     "PVT",
     "Preprocess",
     "__version__",
+    "block_ops",
     "build_info",
     "cpu_level",
     "create_model",
@@ -66,5 +68,6 @@ __all__ = [
     "ops",
     "ops_library",
     "ops_version",
+    "pack",
     "summary",
 ]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import pvt_ext
 from pvt_ext.download import check_file, damaged_entry
+from pvt_ext.inference import pack
 from pvt_ext.model import PVT
 from pvt_ext.preprocess import Preprocess
 
@@ -37,14 +38,16 @@ WeightsSource = Literal["official", "random", "file", "model"]
 class ModelFile(nn.Module):
     """What an exported file contains: the network and its preprocessing."""
 
-    def __init__(self, model: PVT, preprocess: Preprocess) -> None:
+    like: Tensor
+
+    def __init__(self, model: PVT, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.transform = preprocess
+        self.register_buffer("like", torch.empty(0, dtype=dtype))  # follows .to() as weights do
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.model.stages[0].patch_embed.proj.weight  # type: ignore[union-attr]
-        return self.model(x.to(weight.dtype)).float()  # type: ignore[arg-type]
+        return self.model(x.to(self.like.dtype)).float()
 
     @torch.jit.export
     def preprocess(self, image: Tensor) -> Tensor:
@@ -97,7 +100,9 @@ def export_torchscript(
     names = list(labels) if labels is not None else _default_labels(model.num_classes)
 
     preprocess = Preprocess(preset, model.img_size)
-    module = ModelFile(deepcopy(model).to("cpu", DTYPES[dtype]), preprocess).eval()
+    plain = deepcopy(model).to("cpu")
+    network = pack(plain, DTYPES[dtype]) if plain.fused else plain.to(DTYPES[dtype])
+    module = ModelFile(network, preprocess, DTYPES[dtype]).eval()
     with torch.inference_mode():
         scores = module(torch.zeros(1, 3, model.min_size, model.min_size))
     if scores.shape != (1, model.num_classes):

@@ -101,24 +101,26 @@ class Stage(nn.Module):
 
     def embed(self, x: Tensor, with_cls: bool) -> tuple[Tensor, tuple[int, int]]:
         """The first part of :meth:`forward`: tokens with their positions, and their grid."""
-        x, (H, W) = self.patch_embed(x)
         cls_token, table = self.cls_token, self.pos_embed
+        position: Tensor | None = None
         if table is not None:
+            H, W = self.patch_embed.grid(x.shape[2], x.shape[3])
             num_cls = 0 if cls_token is None else 1
-            x = x + self._resize(table[:, num_cls:], H, W)
+            position = self._resize(table[0, num_cls:], H, W)
+        x, (H, W) = self.patch_embed(x, position)
         if cls_token is not None and with_cls:
             cls = cls_token if table is None else cls_token + table[:, :1]
             x = torch.cat((cls.expand(x.shape[0], -1, -1), x), dim=1)
         return x, (H, W)
 
     def _resize(self, table: Tensor, H: int, W: int) -> Tensor:
-        # 1, H0 * W0, C -> 1, H * W, C
+        # H0 * W0, C -> H * W, C
         H0, W0 = self.patch_embed.H, self.patch_embed.W
-        if H == H0 and W == W0:
+        if (H == H0 and W == W0) or min(H, W) < 1:  # an input without a patch has no position
             return table
-        table = table.transpose(1, 2).unflatten(2, (H0, W0))  # 1, N, C -> 1, C, H0, W0
+        table = table.unflatten(0, (H0, W0)).permute(2, 0, 1)[None]  # N, C -> 1, C, H0, W0
         table = F.interpolate(table, size=[H, W], mode="bilinear", align_corners=False)
-        return table.flatten(2).transpose(1, 2)
+        return table[0].flatten(1).transpose(0, 1)
 
 
 class PVT(nn.Module):
@@ -156,6 +158,7 @@ class PVT(nn.Module):
         check_at_least("num_classes", num_classes, 0)
         check_probability("drop_path_rate", drop_path_rate)
         self.variant = variant
+        self.fused = fused
         self.in_chans = in_chans
         self.img_size = to_pair("img_size", img_size)
         self.min_size = min_image_size(specs)

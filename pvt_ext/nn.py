@@ -117,12 +117,13 @@ class PatchEmbed(nn.Module):
             return (H - 1) // self.patch_size[0] + 1, (W - 1) // self.patch_size[1] + 1
         return H // self.patch_size[0], W // self.patch_size[1]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of ``x`` and the grid they form.
 
         Args:
             x: ``[B, in_chans, H, W]``; without overlap, rows and columns that do not fill a patch
                 are dropped.
+            position: ``[N, embed_dim]``, added to the tokens of every image.
 
         Returns:
             tokens ``[B, N, embed_dim]`` and their :meth:`grid`, whose sides multiply to ``N``.
@@ -136,7 +137,8 @@ class PatchEmbed(nn.Module):
                 f"PatchEmbed: expected an input of at least {least[0]} x {least[1]}, "
                 f"got {x.shape[2]} x {x.shape[3]}"
             )
-        return self.norm(as_tokens(self.proj(x))), (H, W)
+        tokens = self.norm(as_tokens(self.proj(x)))
+        return tokens if position is None else tokens + position, (H, W)
 
 
 class Attention(nn.Module):

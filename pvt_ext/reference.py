@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pvt_ext.packing import unpack_weight
+
 
 def attention_weights(q: Tensor, k: Tensor, num_heads: int, scale: float) -> Tensor:
     """Attention probabilities of every head.
@@ -85,6 +87,97 @@ def spatial_reduction(
     x = F.conv2d(x, weight, bias, stride=sr_ratio)
     x = x.flatten(2).transpose(1, 2)  # B, C, H', W' -> B, kv_len, C
     return F.layer_norm(x, [C], norm_weight, norm_bias, eps)
+
+
+def patch_embed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    position: Tensor | None,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """:func:`pvt_ext.block_ops.patch_embed`: convolution, LayerNorm, positions."""
+    C_in, C = x.shape[1], bias.shape[0]
+    matrix = unpack_weight(weight, C, kernel_size * kernel_size * C_in)
+    weight = matrix.unflatten(1, (kernel_size, kernel_size, C_in)).permute(0, 3, 1, 2)
+    x = F.conv2d(x, weight, bias.to(x.dtype), stride, padding)
+    x = _layer_norm(x.flatten(2).transpose(1, 2), norm_weight, norm_bias, eps)
+    return x if position is None else x + position.to(x.dtype)
+
+
+def reduce_kv(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    sr_weight: Tensor | None,
+    sr_bias: Tensor | None,
+    sr_norm_weight: Tensor | None,
+    sr_norm_bias: Tensor | None,
+    sr_eps: float,
+    kv_weight: Tensor,
+    kv_bias: Tensor,
+    sr_ratio: int,
+) -> Tensor:
+    """:func:`pvt_ext.block_ops.reduce_kv`: LayerNorm, reduction, projection."""
+    x = _layer_norm(x, norm_weight, norm_bias, eps)
+    if sr_weight is not None:
+        assert sr_bias is not None
+        assert sr_norm_weight is not None
+        assert sr_norm_bias is not None
+        x = x.transpose(1, 2).unflatten(2, (H, W))
+        x = patch_embed(
+            x, sr_weight, sr_bias, sr_norm_weight, sr_norm_bias, sr_eps, None, sr_ratio, sr_ratio, 0
+        )
+    return _linear(x, kv_weight, kv_bias)
+
+
+def attention_block(
+    x: Tensor,
+    kv: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    num_heads: int,
+    scale: float,
+) -> Tensor:
+    """What :func:`pvt_ext.block_ops.attention_block_` leaves in ``x``."""
+    q = _linear(_layer_norm(x, norm_weight, norm_bias, eps), q_weight, q_bias)
+    return x + _linear(sra_attention(q, kv, num_heads, scale), proj_weight, proj_bias)
+
+
+def mlp_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+) -> Tensor:
+    """What :func:`pvt_ext.block_ops.mlp_block_` leaves in ``x``."""
+    hidden = _linear(_layer_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias)
+    return x + _linear(F.gelu(hidden), fc2_weight, fc2_bias)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, [x.shape[-1]], weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+def _linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, unpack_weight(packed, bias.shape[0], x.shape[-1]), bias.to(x.dtype))
 
 
 def _resample_matrix(in_size: int, out_size: int, interpolation: str) -> Tensor:

@@ -5,9 +5,12 @@ than a block, channels that fill no vector.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pvt_ext.packing import pack_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -45,6 +48,131 @@ class ReductionCase:
         bias, norm_weight, norm_bias = (torch.randn(C, dtype=dtype) for _ in range(3))
         return x, self.H, self.W, weight, bias, norm_weight, norm_bias, R, 1e-5
 
+
+def vectors(dtype: torch.dtype, *sizes: int) -> list[Tensor]:
+    return [torch.randn(size).to(dtype) for size in sizes]
+
+
+def packed(dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+    return pack_weight((torch.randn(rows, columns) * columns**-0.5).to(dtype))
+
+
+@dataclass(frozen=True)
+class PatchCase:
+    B: int
+    C_in: int
+    H: int
+    W: int
+    C: int
+    kernel_size: int
+    stride: int
+    padding: int = 0
+    position: bool = True
+    tokens: bool = False  # the input is a view of tokens, as between stages
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        K = self.kernel_size
+        shape = (self.B, self.C_in, self.H, self.W)
+        x = torch.randn(shape, dtype=dtype)
+        if self.tokens:
+            x = x.to(memory_format=torch.channels_last)
+        out_H, out_W = ((n + 2 * self.padding - K) // self.stride + 1 for n in (self.H, self.W))
+        position = torch.randn(out_H * out_W, self.C).to(dtype) if self.position else None
+        weight = packed(dtype, self.C, K * K * self.C_in)
+        bias, norm_weight, norm_bias = vectors(dtype, self.C, self.C, self.C)
+        rest = (position, K, self.stride, self.padding)
+        return x, weight, bias, norm_weight, norm_bias, 1e-5, *rest
+
+
+@dataclass(frozen=True)
+class KvCase:
+    B: int
+    H: int
+    W: int
+    C: int
+    sr_ratio: int  # 0: no reduction at all
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        C, R = self.C, self.sr_ratio
+        x = torch.randn(self.B, self.H * self.W, C, dtype=dtype)
+        norm = (*vectors(dtype, C, C), 1e-6)
+        reduction = (packed(dtype, C, R * R * C), *vectors(dtype, C, C, C)) if R else 4 * (None,)
+        kv = (packed(dtype, 2 * C, C), *vectors(dtype, 2 * C))
+        return x, self.H, self.W, *norm, *reduction, 1e-5, *kv, max(R, 1)
+
+
+@dataclass(frozen=True)
+class AttentionBlockCase:
+    B: int
+    N: int
+    C: int
+    num_heads: int
+    kv_len: int
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        C = self.C
+        x = torch.randn(self.B, self.N, C, dtype=dtype)
+        kv = torch.randn(self.B, self.kv_len, 2 * C, dtype=dtype)
+        layers = [(packed(dtype, C, C), *vectors(dtype, C)) for _ in range(2)]
+        scale = (C // self.num_heads) ** -0.5
+        return x, kv, *vectors(dtype, C, C), 1e-6, *layers[0], *layers[1], self.num_heads, scale
+
+
+@dataclass(frozen=True)
+class MlpCase:
+    B: int
+    N: int
+    C: int
+    hidden: int
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        C, hidden = self.C, self.hidden
+        x = torch.randn(self.B, self.N, C, dtype=dtype)
+        fc1 = (packed(dtype, hidden, C), *vectors(dtype, hidden))
+        fc2 = (packed(dtype, C, hidden), *vectors(dtype, C))
+        return x, *vectors(dtype, C, C), 1e-6, *fc1, *fc2
+
+
+# The operators of a packed model. Few rows and many, so that work is divided by rows and by
+# columns; sizes beside a panel, a tile, a block of sums.
+BLOCK_CASES: dict[str, list[Any]] = {
+    "patch_embed": [
+        PatchCase(1, 3, 224, 224, 64, 4, 4),
+        PatchCase(2, 64, 20, 28, 128, 2, 2, tokens=True),
+        PatchCase(1, 320, 14, 14, 512, 2, 2, tokens=True),
+        PatchCase(1, 3, 61, 47, 32, 7, 4, 3, position=False),
+        PatchCase(2, 32, 9, 10, 70, 3, 2, 1, position=False, tokens=True),
+        PatchCase(2, 5, 9, 7, 3, 2, 3),
+        PatchCase(1, 131, 6, 6, 17, 3, 1, 2),
+    ],
+    "reduce_kv": [
+        KvCase(1, 56, 56, 64, 8),
+        KvCase(3, 28, 28, 128, 4),
+        KvCase(1, 14, 14, 320, 2),
+        KvCase(2, 7, 7, 512, 0),
+        KvCase(2, 9, 11, 24, 2),
+        KvCase(1, 17, 8, 7, 8),
+        KvCase(9, 4, 5, 66, 0),
+        KvCase(1, 5, 3, 131, 3),
+    ],
+    "attention_block_": [
+        AttentionBlockCase(1, 784, 64, 1, 49),
+        AttentionBlockCase(2, 196, 320, 5, 49),
+        AttentionBlockCase(1, 50, 512, 8, 50),
+        AttentionBlockCase(1, 300, 64, 1, 1000),
+        AttentionBlockCase(3, 100, 160, 5, 20),
+        AttentionBlockCase(2, 7, 30, 3, 1),
+        AttentionBlockCase(5, 33, 70, 2, 17),
+    ],
+    "mlp_block_": [
+        MlpCase(1, 784, 64, 512),
+        MlpCase(2, 196, 320, 1280),
+        MlpCase(1, 50, 512, 2048),
+        MlpCase(1, 33, 70, 300),
+        MlpCase(3, 101, 24, 95),
+        MlpCase(2, 1, 7, 5),
+    ],
+}
 
 ATTENTION = [
     # the four stages at 224 x 224
@@ -89,12 +217,20 @@ def assert_as_exact(ours: Tensor, torchs: Tensor, truth: Tensor) -> None:
     unit in the last place of the largest value is granted where PyTorch happens to be exact, and
     in float64, where the truth itself is rounded, 64 of them.
     """
-    assert ours.shape == truth.shape
-    assert ours.dtype == torchs.dtype
-    if truth.numel() == 0:
-        return
-    error = (ours.double() - truth).abs().max().item()
-    torch_error = (torchs.double() - truth).abs().max().item()
+    assert_all_as_exact([(ours, torchs, truth)])
+
+
+def assert_all_as_exact(results: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """The same for the largest error of several draws: of a handful of values, the error of either
+    side is a matter of luck."""
+    error = torch_error = largest = 0.0
+    for ours, torchs, truth in results:
+        assert ours.shape == truth.shape
+        assert ours.dtype == torchs.dtype
+        if truth.numel() > 0:
+            error = max(error, (ours.double() - truth).abs().max().item())
+            torch_error = max(torch_error, (torchs.double() - truth).abs().max().item())
+            largest = max(largest, truth.abs().max().item())
     ulps = 64 if ours.dtype == torch.float64 else 1
-    grant = ulps * torch.finfo(ours.dtype).eps * truth.abs().max().item()
+    grant = ulps * torch.finfo(ours.dtype).eps * largest
     assert error <= 2 * torch_error + grant, (error, torch_error)

@@ -15,6 +15,7 @@ from models import mini
 
 import pvt_ext
 from pvt_ext.export import export_torchscript, load_torchscript, read_metadata
+from pvt_ext.inference import pack
 from pvt_ext.model import PVT
 from pvt_ext.preprocess import Preprocess
 
@@ -44,7 +45,8 @@ def test_plain_load_gives_the_models_answer(model: PVT, file: Path) -> None:
     with torch.inference_mode():
         for size in ((64, 64), (224, 224), (33, 65)):
             x = batch(2, 3, *size)
-            assert torch.equal(loaded(x), model.eval()(x))
+            assert torch.equal(loaded(x), pack(model)(x))
+            torch.testing.assert_close(loaded(x), model.eval()(x), rtol=1e-5, atol=1e-5)
     image = torch.randint(0, 256, (90, 70, 3), dtype=torch.uint8)
     assert torch.equal(loaded.preprocess(image), Preprocess("paper", 64)(image))
     with pytest.raises(torch.jit.Error, match="at least 32 x 32, got 31 x 64"):
@@ -78,7 +80,13 @@ def test_metadata(file: Path) -> None:
         "dtype": "float32",
         "ops": {
             "version": pvt_ext.ops_version(),
-            "required": ["pvt::resize", "pvt::spatial_reduction", "pvt::sra_attention"],
+            "required": [
+                "pvt::attention_block_",
+                "pvt::mlp_block_",
+                "pvt::patch_embed",
+                "pvt::reduce_kv",
+                "pvt::resize",
+            ],
         },
         "preprocess": {
             "preset": "paper",
@@ -113,12 +121,13 @@ def test_bf16_takes_and_gives_float32(tmp_path: Path) -> None:
     metadata = export_torchscript(model, tmp_path / "a.pt", dtype="bf16")
     assert metadata["dtype"] == "bfloat16"
     loaded = torch.jit.load(tmp_path / "a.pt")
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    matrices = [weight for weight in loaded.state_dict().values() if weight.dim() == 4]
+    assert {weight.dtype for weight in matrices} == {torch.bfloat16}
     x = batch(2, 3, 64, 64)
     with torch.inference_mode():
         out, exact = loaded(x), model(x)
         assert out.dtype == torch.float32
-        assert torch.equal(out, model.bfloat16()(x.bfloat16()).float())
+        assert torch.equal(out, pack(model, torch.bfloat16)(x.bfloat16()).float())
     assert 0 < (out - exact).abs().max() < 0.1 * exact.abs().max()
 
 
@@ -297,8 +306,9 @@ def test_refuses_a_path_that_torch_cannot_read(file: Path, tmp_path: Path) -> No
 def test_refuses_a_file_for_newer_operators(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "pvt_mini.pt"
     newer = read_metadata(file)
+    found = newer["ops"]["version"]
     newer["ops"]["version"] += 1
     loaded = torch.jit.load(file)
     torch.jit.save(loaded, path, _extra_files={"pvt.json": json.dumps(newer)})
-    with pytest.raises(ValueError, match=r"needs operator version 2 .* with version 1"):
+    with pytest.raises(ValueError, match=rf"version {found + 1} .* with version {found}$"):
         load_torchscript(path)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 import pvt_ext
-from pvt_ext import _library, ops, reference
+from pvt_ext import _library, block_ops, ops, reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,14 +108,15 @@ def test_every_operator_is_complete(name):
     def has_kernel(key: str) -> bool:
         return torch._C._dispatch_has_kernel_for_dispatch_key(f"pvt::{name}", key)
 
-    assert callable(getattr(ops, name))
-    assert callable(getattr(reference, name))
+    assert callable(getattr(ops, name, None) or getattr(block_ops, name))
+    assert callable(getattr(reference, name.rstrip("_")))
     assert has_kernel("CPU")
     assert has_kernel("Meta")
     if name == "resize":  # integers, on the CPU: no gradient; cases in test_resize.py
         return
-    assert cases.CASES[name]
+    assert (cases.CASES | cases.BLOCK_CASES)[name]
     assert has_kernel("CompositeExplicitAutograd")
     assert has_kernel("Autograd")
-    assert has_kernel("AutocastCPU")
+    if name in cases.CASES:  # a packed operator runs in the dtype of its weights
+        assert has_kernel("AutocastCPU")
     assert getattr(torch.ops.pvt, name) in flop_registry

@@ -119,7 +119,8 @@ def test_no_operator_library(binary: Path, model: Path, tmp_path: Path) -> None:
 
     (message,) = errors(alone(image, code=5, env=environment))
     assert message.startswith(
-        f"{model}: needs the operators pvt::resize, pvt::spatial_reduction, pvt::sra_attention; "
+        f"{model}: needs the operators pvt::attention_block_, pvt::mlp_block_, pvt::patch_embed, "
+        "pvt::reduce_kv, pvt::resize; "
     )
     assert "--ops-lib" in message
     library = binary.parent.parent / "lib" / "libpvt_ops.so"
@@ -187,7 +188,7 @@ def test_operators_newer_than_the_library(binary: Path, model: Path, tmp_path: P
     assert message.startswith(f"{newer}: needs operator version 9 (exported by pvt_ext 9.0), "), (
         message
     )
-    assert message.endswith("has version 1")
+    assert message.endswith(f"has version {pvt_ext.ops_version()}")
     other = resave(model, tmp_path / "other.pt", ops={"version": 1, "required": ["pvt::teleport"]})
     (message,) = errors(Infer(binary, other)(image, code=5))
     assert "needs the operators pvt::teleport" in message
@@ -303,7 +304,7 @@ def test_info(infer: Infer, model: Path) -> None:
     assert metadata == json.loads(extra["pvt.json"])
     text = infer("--info").stdout
     assert "pvt_mini, 1000 classes, float32" in text
-    assert "pvt::sra_attention" in text
+    assert "pvt::attention_block_" in text
 
 
 def test_first_line_and_times_go_to_stderr(infer: Infer) -> None:

@@ -3,17 +3,37 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 namespace pvt {
 
-torch::stable::Tensor sra_attention_aten(const torch::stable::Tensor& q,
-                                         const torch::stable::Tensor& kv, int64_t num_heads,
-                                         double scale);
+using torch::stable::Tensor;
 
-torch::stable::Tensor spatial_reduction_aten(const torch::stable::Tensor& x, int64_t H, int64_t W,
-                                             const torch::stable::Tensor& weight,
-                                             const torch::stable::Tensor& bias,
-                                             const torch::stable::Tensor& norm_weight,
-                                             const torch::stable::Tensor& norm_bias,
-                                             int64_t sr_ratio, double eps);
+Tensor sra_attention_aten(const Tensor& q, const Tensor& kv, int64_t num_heads, double scale);
+
+Tensor spatial_reduction_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                              const Tensor& bias, const Tensor& norm_weight,
+                              const Tensor& norm_bias, int64_t sr_ratio, double eps);
+
+Tensor patch_embed_aten(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                        const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                        const std::optional<Tensor>& position, int64_t kernel_size, int64_t stride,
+                        int64_t padding);
+
+Tensor reduce_kv_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight,
+                      const Tensor& norm_bias, double eps, const std::optional<Tensor>& sr_weight,
+                      const std::optional<Tensor>& sr_bias,
+                      const std::optional<Tensor>& sr_norm_weight,
+                      const std::optional<Tensor>& sr_norm_bias, double sr_eps,
+                      const Tensor& kv_weight, const Tensor& kv_bias, int64_t sr_ratio);
+
+void attention_block_aten(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
+                          const Tensor& norm_bias, double eps, const Tensor& q_weight,
+                          const Tensor& q_bias, const Tensor& proj_weight, const Tensor& proj_bias,
+                          int64_t num_heads, double scale);
+
+void mlp_block_aten(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                    const Tensor& fc1_weight, const Tensor& fc1_bias, const Tensor& fc2_weight,
+                    const Tensor& fc2_bias);
 
 }  // namespace pvt

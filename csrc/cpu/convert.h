@@ -1,4 +1,6 @@
 // Rows of float32, bfloat16 or float16 to and from float. Part of a kernel body (foreach_level.h).
+#ifndef PVT_BODY_CONVERT
+#define PVT_BODY_CONVERT
 
 inline void to_float(const float* src, int64_t count, float* dst) {
   __builtin_memcpy(dst, src, count * sizeof(float));
@@ -51,3 +53,5 @@ inline void from_float(const float* src, int64_t count, Half* dst) {
     dst[i] = src[i];
   }
 }
+
+#endif  // PVT_BODY_CONVERT

@@ -33,4 +33,34 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
+// Whether the kernels on packed weights take these: their panels are laid out for the dtype.
+inline bool has_packed_kernel(const Tensor& x, const Tensor& packed_weight) {
+  const ScalarType dtype = x.scalar_type();
+  return packed_weight.scalar_type() == dtype &&
+         ((dtype == ScalarType::Float && packed_weight.size(3) == 1) ||
+          (dtype == ScalarType::BFloat16 && packed_weight.size(3) == 2));
+}
+
+// Calls run(scalar_t{}) for a dtype that has_packed_kernel().
+template <class Run>
+void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
+  dtype == ScalarType::Float ? run(float{}) : run(BFloat16{});
+}
+
+// The units of a packed weight (gemm.h).
+inline const float* packed_data(const Tensor& weight) {
+  return static_cast<const float*>(weight.const_data_ptr());
+}
+
+// A [C] parameter as contiguous float.
+class Vector {
+ public:
+  explicit Vector(const Tensor& vector)
+      : tensor_(torch::stable::contiguous(torch::stable::to(vector, ScalarType::Float))) {}
+  const float* data() const { return static_cast<const float*>(tensor_.const_data_ptr()); }
+
+ private:
+  Tensor tensor_;
+};
+
 }  // namespace pvt

@@ -2,7 +2,7 @@
 // own (pvt::baseline, pvt::avx2, pvt::avx512, pvt::avx512_bf16) with that level's instructions
 // allowed, so one portable binary holds them all and no source needs compiler flags of its own. The
 // including file has included every standard header before, so that nothing shared with other files
-// is emitted with wide instructions.
+// is emitted with wide instructions. Headers of bodies have guards that next_level.h lifts.
 //
 //   #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
 //   #include "cpu/foreach_level.h"
@@ -28,7 +28,7 @@
 namespace pvt::baseline {
 #include PVT_KERNEL_BODY
 }
-#undef PVT_LEVEL
+#include "cpu/next_level.h"
 
 #if defined(__x86_64__)
 
@@ -38,7 +38,7 @@ namespace pvt::avx2 {
 #include PVT_KERNEL_BODY
 }
 PVT_TARGET_END
-#undef PVT_LEVEL
+#include "cpu/next_level.h"
 
 #define PVT_LEVEL PVT_LEVEL_AVX512
 PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
@@ -46,7 +46,7 @@ namespace pvt::avx512 {
 #include PVT_KERNEL_BODY
 }
 PVT_TARGET_END
-#undef PVT_LEVEL
+#include "cpu/next_level.h"
 
 #define PVT_LEVEL PVT_LEVEL_AVX512_BF16
 PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
@@ -54,7 +54,7 @@ namespace pvt::avx512_bf16 {
 #include PVT_KERNEL_BODY
 }
 PVT_TARGET_END
-#undef PVT_LEVEL
+#include "cpu/next_level.h"
 
 #define PVT_BEST_LEVEL(function)                                       \
   (::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::function \

@@ -1,36 +1,65 @@
 // A register-tiled matrix product on packed panels: the inner loop of every CPU kernel. Part of a
 // kernel body (see foreach_level.h).
 //
-// Both operands are stored in 32-bit units along the sum: one float, or at the bf16 level a pair of
-// bfloat16 whose products one instruction adds to a float. A row of the left-hand matrix is a row
-// of units. A panel is kPanel columns of the right-hand matrix, row of units after row of units,
-// [K][kPanel], so that the inner loop reads it in order. Columns beyond the matrix are zero.
+// Both operands are stored in 32-bit units along the sum: one float, or a pair of bfloat16. A row
+// of the left-hand matrix is a row of units. A panel is kPanel columns of the right-hand matrix,
+// row of units after row of units, [K][kPanel]; columns beyond the matrix are zero. The layout is
+// the same at every CPU level: packed weights (pvt_ext/packing.py) have it in the model file.
+#ifndef PVT_BODY_GEMM
+#define PVT_BODY_GEMM
 
 #include "cpu/convert.h"
 #include "cpu/vec.h"
 
-constexpr int kPanel = kPanelVecs * kLanes;
-constexpr int kMaxRows = 6;
+constexpr int kPanel = 16;
+constexpr int kTileColumns = kTileVecs * kLanes;
+constexpr int kTileRows = 6;
+constexpr int64_t kSumBlock = 256;  // products summed before they join the running sum
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// How a kernel multiplies inputs of type scalar_t. Everything but bfloat16 is widened to float.
+// How inputs of type scalar_t are multiplied. Everything but bfloat16 is widened to float.
+//   kSteps: multiply-adds per unit; step s multiplies part(left, s) by part(right, s)
 template <class scalar_t>
 struct Operand {
   static constexpr int kPerUnit = 1;
+  static constexpr int kSteps = 1;
+
+  static Vec part(Vec unit, int /*step*/) { return unit; }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
 
   static void to_units(const scalar_t* src, int64_t count, float* units) {
     to_float(src, count, units);
   }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
+  // `src` and `units` may be the same.
+  static void floats_to_units(const float* src, int64_t count, float* units) {
+    if (src != units) {
+      __builtin_memcpy(units, src, count * sizeof(float));
+    }
+  }
 };
 
-#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
 template <>
 struct Operand<BFloat16> {
   static constexpr int kPerUnit = 2;
+#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+  static constexpr int kSteps = 1;
+
+  static Vec part(Vec unit, int /*step*/) { return unit; }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+  }
+#else
+  static constexpr int kSteps = 2;
+
+  // The first or second of the pair as a float: bfloat16 is the upper half of one.
+  static Vec part(Vec unit, int step) {
+    return step == 0 ? (Vec)((IntVec)unit << 16) : (Vec)((IntVec)unit & -65536);
+  }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
+#endif
 
   // An odd count is completed by a zero.
   static void to_units(const BFloat16* src, int64_t count, float* units) {
@@ -39,25 +68,21 @@ struct Operand<BFloat16> {
     }
     __builtin_memcpy(units, src, count * sizeof(BFloat16));
   }
+  static void floats_to_units(const float* src, int64_t count, float* units) {
+    if (count % 2 != 0) {
+      units[count / 2] = 0.f;
+    }
+    from_float(src, count, reinterpret_cast<BFloat16*>(units));
+  }
   // units[t] <- (first[t], second[t])
   static void pair_rows(const BFloat16* first, const BFloat16* second, int64_t count,
                         float* units) {
-    int64_t t = 0;
-    for (; t + 4 <= count; t += 4) {
-      const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first + t));
-      const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second + t));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(units + t), _mm_unpacklo_epi16(low, high));
-    }
-    for (; t < count; ++t) {
+    for (int64_t t = 0; t < count; ++t) {
       const BFloat16 pair[2] = {first[t], second[t]};
       __builtin_memcpy(units + t, pair, sizeof pair);
     }
   }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
-  }
 };
-#endif
 
 // Units that hold `count` inputs.
 template <class scalar_t>
@@ -65,68 +90,23 @@ inline int64_t num_units(int64_t count) {
   return (count + Operand<scalar_t>::kPerUnit - 1) / Operand<scalar_t>::kPerUnit;
 }
 
-// c[i][0:kPanel] = (accumulate ? c[i] : 0) + sum_k a[i][k] * b[k][0:kPanel]   for i < kRows, k < K
-// units
-//   a: rows a_stride units apart   b: panel [K][kPanel]   c: rows c_stride apart
-// The sum over k starts at zero and is added to c at its end: long sums built tile by tile keep the
-// accuracy of a blocked sum. Every element is summed in the order of k whatever kRows is, so the
-// result does not depend on how rows are grouped into tiles.
-template <class scalar_t, int kRows>
-inline void gemm_tile_rows(int64_t K, const float* a, int64_t a_stride, const float* b, float* c,
-                           int64_t c_stride, bool accumulate) {
-  // Unrolled, so that sum[][] is registers and nothing else.
-  Vec sum[kRows][kPanelVecs];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kPanelVecs; ++j) {
-      sum[i][j] = Vec{};
-    }
-  }
-  for (int64_t k = 0; k < K; ++k) {
-    Vec column[kPanelVecs];
-#pragma GCC unroll 8
-    for (int j = 0; j < kPanelVecs; ++j) {
-      column[j] = load(b + k * kPanel + j * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const Vec left = broadcast(a[i * a_stride + k]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kPanelVecs; ++j) {
-        sum[i][j] = Operand<scalar_t>::multiply_add(left, column[j], sum[i][j]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kPanelVecs; ++j) {
-      float* out = c + i * c_stride + j * kLanes;
-      store(out, accumulate ? load(out) + sum[i][j] : sum[i][j]);
-    }
-  }
+// Units of a packed matrix of K rows and `columns` columns.
+template <class scalar_t>
+inline int64_t packed_size(int64_t K, int64_t columns) {
+  return round_up(columns, kPanel) * num_units<scalar_t>(K);
 }
 
-// The same for a number of rows known at run time, 1 to kMaxRows.
-template <class scalar_t>
-inline void gemm_tile(int64_t rows, int64_t K, const float* a, int64_t a_stride, const float* b,
-                      float* c, int64_t c_stride, bool accumulate) {
-  switch (rows) {
-    case 1:
-      return gemm_tile_rows<scalar_t, 1>(K, a, a_stride, b, c, c_stride, accumulate);
-    case 2:
-      return gemm_tile_rows<scalar_t, 2>(K, a, a_stride, b, c, c_stride, accumulate);
-    case 3:
-      return gemm_tile_rows<scalar_t, 3>(K, a, a_stride, b, c, c_stride, accumulate);
-    case 4:
-      return gemm_tile_rows<scalar_t, 4>(K, a, a_stride, b, c, c_stride, accumulate);
-    case 5:
-      return gemm_tile_rows<scalar_t, 5>(K, a, a_stride, b, c, c_stride, accumulate);
-    default:
-      return gemm_tile_rows<scalar_t, 6>(K, a, a_stride, b, c, c_stride, accumulate);
-  }
+// Where column j is, from column 0 of panels that are panel_stride units apart.
+constexpr int64_t panel_offset(int64_t j, int64_t panel_stride) {
+  return j / kPanel * panel_stride + j % kPanel;
 }
+
+// c = (accumulate ? c : 0) + a b   for any number of rows and of columns
+//   a: [rows][K], rows a_stride units apart   b: panels [K][kPanel], panel_stride units apart
+//   c: rows c_stride apart, columns rounded up to whole vectors
+template <class scalar_t>
+void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
+          const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate);
 
 // Transposes four rows of units into a panel: those at position k go to dst(k)[0:4].
 //   rows: [4][count], row_stride apart   dst: the place in the panel that position k has
@@ -154,3 +134,5 @@ inline void transpose_into_panel(const float* rows, int64_t row_stride, int64_t 
     }
   }
 }
+
+#endif  // PVT_BODY_GEMM

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
 #include <exception>
 #include <mutex>
 
@@ -24,6 +26,19 @@ void parallel_for(int64_t count, int64_t grain, const Run& run) {
   if (error) {
     std::rethrow_exception(error);
   }
+}
+
+// run(task) for every task in [0, count), in any order: a thread takes the next one when it is
+// done, so that a thread that was held up costs one task at most.
+template <class Run>
+void parallel_tasks(int64_t count, const Run& run) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      run(task);
+    }
+  });
 }
 
 }  // namespace pvt

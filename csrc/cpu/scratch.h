@@ -10,9 +10,15 @@
 
 namespace pvt {
 
-// At least `count` floats, aligned to 64 bytes, uninitialised. The next call on the same thread may
-// return the same memory: ask once, then divide it.
-inline float* thread_scratch(int64_t count) {
+// What a kernel needs working memory for: of its own thread (kThread), or written by all threads of
+// a parallel region and owned by the thread that opened it (kShared; kSums for the sums of a
+// convolution within).
+enum class Scratch { kThread, kShared, kSums };
+
+// At least `count` floats, aligned to 64 bytes, uninitialised. The next call for the same purpose
+// on the same thread may return the same memory: ask once, then divide it.
+template <Scratch purpose = Scratch::kThread>
+float* thread_scratch(int64_t count) {
   constexpr std::align_val_t kAlign{64};
   struct Free {
     void operator()(float* p) const { ::operator delete[](p, kAlign); }

@@ -5,10 +5,9 @@
 // packed per token of the window. kChunkRows rows share one pass over the weights.
 
 #include "cpu/gemm.h"
+#include "cpu/layer_norm.h"
 
 constexpr int64_t kChunkRows = 48;
-constexpr int64_t kSumBlock =
-    128;  // channels summed before they join the running sum, for accuracy
 
 inline int64_t num_panels(int64_t C) {
   return round_up(C, kPanel) / kPanel;
@@ -70,35 +69,7 @@ inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_rat
 
 // Floats of working memory that reduce_rows() needs per thread.
 inline int64_t reduce_scratch_size(int64_t C) {
-  return kChunkRows * round_up(C, kPanel) + kMaxRows * C;
-}
-
-// y <- (x - mean(x)) / sqrt(var(x) + eps) * weight + bias   for one row of C floats, in place
-inline void layer_norm_row(float* x, int64_t C, const float* weight, const float* bias, float eps) {
-  float sum = 0.f, square = 0.f;
-  int64_t c = 0;
-  Vec partial{};
-  for (; c + kLanes <= C; c += kLanes) {
-    partial += load(x + c);
-  }
-  sum = reduce_add(partial);
-  for (; c < C; ++c) {
-    sum += x[c];
-  }
-  const float mean = sum / static_cast<float>(C);
-  partial = Vec{};
-  for (c = 0; c + kLanes <= C; c += kLanes) {
-    const Vec centred = load(x + c) - mean;
-    partial = fmadd(centred, centred, partial);
-  }
-  square = reduce_add(partial);
-  for (; c < C; ++c) {
-    square += (x[c] - mean) * (x[c] - mean);
-  }
-  const float scale = 1.f / std::sqrt(square / static_cast<float>(C) + eps);
-  for (c = 0; c < C; ++c) {
-    x[c] = (x[c] - mean) * scale * weight[c] + bias[c];
-  }
+  return kChunkRows * round_up(C, kPanel) + kTileRows * C;
 }
 
 // Rows [begin, end) of out: [B * out_H * out_W, C].   x: [B, H * W, C], strided as in args
@@ -109,7 +80,7 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
   const int64_t depth = num_units<scalar_t>(C);
   const int64_t sum_stride = panels * kPanel;
   float* sums = scratch;                          // [kChunkRows, sum_stride]
-  float* token = sums + kChunkRows * sum_stride;  // [kMaxRows, depth]
+  float* token = sums + kChunkRows * sum_stride;  // [kTileRows, depth]
 
   for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
     const int64_t chunk_rows = end - chunk < kChunkRows ? end - chunk : kChunkRows;
@@ -122,29 +93,23 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
     // sums <- sum over the window's tokens of token * weight
     for (int64_t t = 0; t < R * R; ++t) {
       const int64_t offset = (t / R * args.W + t % R) * args.token_stride;
-      const float* weight = args.weight + t * panels * depth * kPanel;
-      for (int64_t i = 0; i < chunk_rows; i += kMaxRows) {
-        const int64_t rows = chunk_rows - i < kMaxRows ? chunk_rows - i : kMaxRows;
+      const float* weight = args.conv.weight + t * panels * depth * kPanel;
+      for (int64_t i = 0; i < chunk_rows; i += kTileRows) {
+        const int64_t rows = chunk_rows - i < kTileRows ? chunk_rows - i : kTileRows;
         for (int64_t j = 0; j < rows; ++j) {
           Operand<scalar_t>::to_units(window[i + j] + offset, C, token + j * depth);
         }
-        for (int64_t p = 0; p < panels; ++p) {
-          for (int64_t u = 0; u < depth; u += kSumBlock) {
-            gemm_tile<scalar_t>(rows, depth - u < kSumBlock ? depth - u : kSumBlock, token + u,
-                                depth, weight + (p * depth + u) * kPanel,
-                                sums + i * sum_stride + p * kPanel, sum_stride,
-                                /*accumulate=*/t > 0 || u > 0);
-          }
-        }
+        gemm<scalar_t>(rows, C, depth, token, depth, weight, depth * kPanel, sums + i * sum_stride,
+                       sum_stride, /*accumulate=*/t > 0);
       }
     }
     // out <- LayerNorm(sums + bias)
     for (int64_t i = 0; i < chunk_rows; ++i) {
       float* row = sums + i * sum_stride;
       for (int64_t c = 0; c < C; ++c) {
-        row[c] += args.bias[c];
+        row[c] += args.conv.bias[c];
       }
-      layer_norm_row(row, C, args.norm_weight, args.norm_bias, args.eps);
+      layer_norm_row(row, C, args.norm);
       from_float(row, C, out + (chunk + i) * C);
     }
   }

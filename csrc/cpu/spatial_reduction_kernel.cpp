@@ -10,10 +10,10 @@
 
 #include "aten/kernels.h"
 #include "checks.h"
+#include "cpu/args.h"
 #include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
-#include "cpu/reduce_args.h"
 #include "cpu/scratch.h"
 
 #define PVT_KERNEL_BODY "cpu/spatial_reduction_impl.h"
@@ -22,14 +22,9 @@
 namespace pvt {
 namespace {
 
-// A [C] parameter as contiguous float.
-Tensor as_float(const Tensor& vector) {
-  return torch::stable::contiguous(torch::stable::to(vector, ScalarType::Float));
-}
-
 template <class scalar_t>
-void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const Tensor& bias,
-         const Tensor& norm_weight, const Tensor& norm_bias, double eps, Tensor& out) {
+void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const Vector& bias,
+         const Vector& norm_weight, const Vector& norm_bias, double eps, Tensor& out) {
   const auto pack = PVT_BEST_LEVEL(pack_four_channels<scalar_t>);
   const scalar_t* weight_data = static_cast<const scalar_t*>(weight.const_data_ptr());
   const Tensor packed = torch::stable::empty(
@@ -45,14 +40,12 @@ void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const T
     }
   });
 
-  const auto data = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
   ReduceArgs args;
   args.W = s.W, args.C = s.C, args.sr_ratio = s.sr_ratio;
   args.out_H = s.out_H(), args.out_W = s.out_W();
   args.batch_stride = x.stride(0), args.token_stride = x.stride(1);
-  args.weight = packed_data, args.bias = data(bias);
-  args.norm_weight = data(norm_weight), args.norm_bias = data(norm_bias);
-  args.eps = static_cast<float>(eps);
+  args.conv = {packed_data, bias.data()};
+  args.norm = {norm_weight.data(), norm_bias.data(), static_cast<float>(eps)};
   const auto reduce = PVT_BEST_LEVEL(reduce_rows<scalar_t>);
   const int64_t scratch_size = PVT_BEST_LEVEL(reduce_scratch_size)(s.C);
   const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());
@@ -77,8 +70,8 @@ Tensor spatial_reduction_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor
   if (s.B > 0) {
     const Tensor x_rows = with_dense_rows(x), dense_weight = torch::stable::contiguous(weight);
     dispatch_dtype("spatial_reduction", x.scalar_type(), [&](auto type) {
-      run<decltype(type)>(s, x_rows, dense_weight, as_float(bias), as_float(norm_weight),
-                          as_float(norm_bias), eps, out);
+      run<decltype(type)>(s, x_rows, dense_weight, Vector(bias), Vector(norm_weight),
+                          Vector(norm_bias), eps, out);
     });
   }
   return out;

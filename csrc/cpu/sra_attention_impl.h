@@ -3,6 +3,8 @@
 // Keys and values are few (49 at 224 x 224), so those of a head are packed once into panels that
 // stay in the first-level caches while the queries stream past, six rows at a time. More than
 // kKeyBlock keys are taken block by block with a running maximum, as in FlashAttention.
+#ifndef PVT_BODY_SRA_ATTENTION
+#define PVT_BODY_SRA_ATTENTION
 
 #include "cpu/gemm.h"
 
@@ -78,30 +80,30 @@ inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
 
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kMaxRows * (head_dim + round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
+  return kTileRows * (head_dim + round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
 }
 
-// out = softmax(scale * q k^T) v for `num_rows` queries of one head.
-//   q, out: [num_rows, head_dim], rows q_stride and out_stride apart   packed: see pack_head
-template <class scalar_t>
-inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int64_t num_rows,
-                   int64_t kv_len, int64_t head_dim, float scale, scalar_t* out, int64_t out_stride,
-                   float* scratch) {
+// softmax(scale * q k^T) v for `num_rows` queries of one head, a tile of rows at a time.
+//   packed: see pack_head
+//   read(row, units): the row's query as units   write(row, o): takes its output, [head_dim] floats
+template <class scalar_t, class Read, class Write>
+inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_t head_dim,
+                   float scale, float* scratch, const Read& read, const Write& write) {
   const int64_t depth = num_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
   const int64_t s_stride = round_up(kKeyBlock, kPanel);
-  float* q_tile = scratch;               // [kMaxRows, depth]
-  float* s = q_tile + kMaxRows * depth;  // [kMaxRows, s_stride]
-  float* o = s + kMaxRows * s_stride;    // [kMaxRows, o_stride]
+  float* q_tile = scratch;                // [kTileRows, depth]
+  float* s = q_tile + kTileRows * depth;  // [kTileRows, s_stride]
+  float* o = s + kTileRows * s_stride;    // [kTileRows, o_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
-  for (int64_t row = 0; row < num_rows; row += kMaxRows) {
-    const int64_t rows = num_rows - row < kMaxRows ? num_rows - row : kMaxRows;
+  for (int64_t row = 0; row < num_rows; row += kTileRows) {
+    const int64_t rows = num_rows - row < kTileRows ? num_rows - row : kTileRows;
     for (int64_t i = 0; i < rows; ++i) {
-      Operand<scalar_t>::to_units(q + (row + i) * q_stride, head_dim, q_tile + i * depth);
+      read(row + i, q_tile + i * depth);
     }
-    float m[kMaxRows], l[kMaxRows];
+    float m[kTileRows], l[kTileRows];
     for (int64_t i = 0; i < rows; ++i) {
       m[i] = -INFINITY;
       l[i] = 0.f;
@@ -109,10 +111,8 @@ inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int
     for (int64_t first = 0; first < kv_len; first += kKeyBlock) {
       const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
       // s <- q k^T
-      for (int64_t j = 0; j < num_keys; j += kPanel) {
-        gemm_tile<scalar_t>(rows, depth, q_tile, depth, keys + (first + j) * depth, s + j, s_stride,
-                            /*accumulate=*/false);
-      }
+      gemm<scalar_t>(rows, num_keys, depth, q_tile, depth, keys + first * depth, depth * kPanel, s,
+                     s_stride, /*accumulate=*/false);
       // s <- exp(scale * s - m);  l <- l * delta + sum s;  o <- o * delta
       for (int64_t i = 0; i < rows; ++i) {
         const float previous = m[i];
@@ -127,18 +127,32 @@ inline void attend(const scalar_t* q, int64_t q_stride, const float* packed, int
         l[i] += sum;
       }
       // o <- o + s v
-      for (int64_t d = 0; d < head_dim; d += kPanel) {
-        gemm_tile<float>(rows, num_keys, s, s_stride, values + d * kv_len + first * kPanel, o + d,
-                         o_stride, /*accumulate=*/first > 0);
-      }
+      gemm<float>(rows, head_dim, num_keys, s, s_stride, values + first * kPanel, kv_len * kPanel,
+                  o, o_stride, /*accumulate=*/first > 0);
     }
-    // out <- o / l
+    // o <- o / l
     for (int64_t i = 0; i < rows; ++i) {
       const float inverse = 1.f / l[i];
       for (int64_t d = 0; d < o_stride; d += kLanes) {
         store(o + i * o_stride + d, load(o + i * o_stride + d) * inverse);
       }
-      from_float(o + i * o_stride, head_dim, out + (row + i) * out_stride);
+      write(row + i, o + i * o_stride);
     }
   }
 }
+
+// The same from and to rows of scalar_t.
+//   q, out: [num_rows, head_dim], rows q_stride and out_stride apart
+template <class scalar_t>
+inline void attend_rows(const scalar_t* q, int64_t q_stride, const float* packed, int64_t num_rows,
+                        int64_t kv_len, int64_t head_dim, float scale, scalar_t* out,
+                        int64_t out_stride, float* scratch) {
+  attend<scalar_t>(
+      packed, num_rows, kv_len, head_dim, scale, scratch,
+      [=](int64_t row, float* units) {
+        Operand<scalar_t>::to_units(q + row * q_stride, head_dim, units);
+      },
+      [=](int64_t row, const float* o) { from_float(o, head_dim, out + row * out_stride); });
+}
+
+#endif  // PVT_BODY_SRA_ATTENTION

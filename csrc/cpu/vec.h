@@ -1,15 +1,17 @@
-// A vector of floats of the width that the CPU level has. Part of a kernel body: compiled once per
-// level by foreach_level.h, hence no include guard and no includes.
+// A vector of floats of the width that the CPU level has. Part of a kernel body, compiled once per
+// level (foreach_level.h): standard headers are included before.
+#ifndef PVT_BODY_VEC
+#define PVT_BODY_VEC
 
 #if PVT_LEVEL >= PVT_LEVEL_AVX512
 constexpr int kLanes = 16;
-constexpr int kPanelVecs = 4;  // 6 x 4 accumulators + 4 + 1 of 32 registers
+constexpr int kTileVecs = 4;  // 6 x 4 accumulators + 4 + 1 of 32 registers
 #elif PVT_LEVEL == PVT_LEVEL_AVX2
 constexpr int kLanes = 8;
-constexpr int kPanelVecs = 2;  // 6 x 2 accumulators + 2 + 1 of 16 registers
+constexpr int kTileVecs = 2;  // 6 x 2 accumulators + 2 + 1 of 16 registers
 #else
 constexpr int kLanes = 4;
-constexpr int kPanelVecs = 2;
+constexpr int kTileVecs = 2;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
@@ -53,6 +55,16 @@ inline Vec first_lanes(Vec v, int64_t count, float other) {
     lane[i] = i;
   }
   return lane < static_cast<int32_t>(count) ? v : broadcast(other);
+}
+
+// The first `count` floats at p, 0 in the rest; all lanes if count is larger.
+inline Vec load_first(const float* p, int64_t count) {
+  if (count >= kLanes) {
+    return load(p);
+  }
+  Vec v{};
+  __builtin_memcpy(&v, p, count * sizeof(float));
+  return v;
 }
 
 // A NaN in b is kept, as torch's max does.
@@ -125,3 +137,5 @@ inline Vec exp_nonpositive(Vec x) {
   result = x < lowest ? Vec{} : result;
   return x == x ? result : x;
 }
+
+#endif  // PVT_BODY_VEC

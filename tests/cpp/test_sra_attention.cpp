@@ -69,24 +69,24 @@ std::vector<double> attend_in_double(const Case& c, const std::vector<scalar_t>&
   return out;
 }
 
-#define CHECK_LEVEL(level, scalar_t, tolerance)                                                   \
-  for (const Case& c : kCases) {                                                                  \
-    INFO(c.num_rows, " rows, ", c.kv_len, " keys, head_dim ", c.head_dim);                        \
-    const auto q = random_values<scalar_t>(c.num_rows * c.head_dim, 1);                           \
-    const auto k = random_values<scalar_t>(c.kv_len * c.head_dim, 2);                             \
-    const auto v = random_values<scalar_t>(c.kv_len * c.head_dim, 3);                             \
-    std::vector<scalar_t> out(q.size());                                                          \
-    std::vector<float> packed(pvt::level::packed_head_size<scalar_t>(c.kv_len, c.head_dim));      \
-    std::vector<float> scratch(pvt::level::attend_scratch_size(c.head_dim));                      \
-    pvt::level::pack_head(k.data(), v.data(), c.kv_len, c.head_dim, c.head_dim, packed.data(),    \
-                          scratch.data());                                                        \
-    const double scale = 1 / std::sqrt(double(c.head_dim));                                       \
-    pvt::level::attend(q.data(), c.head_dim, packed.data(), c.num_rows, c.kv_len, c.head_dim,     \
-                       float(scale), out.data(), c.head_dim, scratch.data());                     \
-    const auto expected = attend_in_double(c, q, k, v, scale);                                    \
-    for (size_t i = 0; i < out.size(); ++i) {                                                     \
-      REQUIRE(double(float(out[i])) == doctest::Approx(expected[i]).epsilon(tolerance).scale(1)); \
-    }                                                                                             \
+#define CHECK_LEVEL(level, scalar_t, tolerance)                                                    \
+  for (const Case& c : kCases) {                                                                   \
+    INFO(c.num_rows, " rows, ", c.kv_len, " keys, head_dim ", c.head_dim);                         \
+    const auto q = random_values<scalar_t>(c.num_rows * c.head_dim, 1);                            \
+    const auto k = random_values<scalar_t>(c.kv_len * c.head_dim, 2);                              \
+    const auto v = random_values<scalar_t>(c.kv_len * c.head_dim, 3);                              \
+    std::vector<scalar_t> out(q.size());                                                           \
+    std::vector<float> packed(pvt::level::packed_head_size<scalar_t>(c.kv_len, c.head_dim));       \
+    std::vector<float> scratch(pvt::level::attend_scratch_size(c.head_dim));                       \
+    pvt::level::pack_head(k.data(), v.data(), c.kv_len, c.head_dim, c.head_dim, packed.data(),     \
+                          scratch.data());                                                         \
+    const double scale = 1 / std::sqrt(double(c.head_dim));                                        \
+    pvt::level::attend_rows(q.data(), c.head_dim, packed.data(), c.num_rows, c.kv_len, c.head_dim, \
+                            float(scale), out.data(), c.head_dim, scratch.data());                 \
+    const auto expected = attend_in_double(c, q, k, v, scale);                                     \
+    for (size_t i = 0; i < out.size(); ++i) {                                                      \
+      REQUIRE(double(float(out[i])) == doctest::Approx(expected[i]).epsilon(tolerance).scale(1));  \
+    }                                                                                              \
   }
 
 #define CHECK_DTYPES(level)                   \

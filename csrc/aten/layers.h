@@ -1,0 +1,55 @@
+// LayerNorm and linear layers in ATen, as the packed operators hold them.
+#pragma once
+
+#include "aten/call.h"
+#include "checks.h"
+
+namespace pvt {
+
+// [rows, columns] from the panels [panels, columns / group, 16, group] of pvt_ext.packing.
+inline Tensor unpack_weight(const Tensor& packed, int64_t rows, int64_t columns) {
+  const Tensor dense =
+      call_aten("aten::permute", "", packed, std::vector<int64_t>{0, 2, 1, 3});  // p, 16, k, group
+  Tensor matrix = torch::stable::reshape(
+      dense, {packed.size(0) * kPackedColumns, packed.size(1) * packed.size(3)});
+  Tensor some_rows = torch::stable::narrow(matrix, 0, 0, rows);
+  return torch::stable::narrow(some_rows, 1, 0, columns);
+}
+
+// Tokens [B, H' * W', C] of the convolution of x [B, C_in, H, W]; weight: packed, channels
+// innermost.
+inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor& bias,
+                            int64_t kernel_size, int64_t stride, int64_t padding) {
+  using Ints = std::vector<int64_t>;
+  const int64_t C = bias.size(0), C_in = x.size(1);
+  const Tensor matrix = unpack_weight(packed, C, kernel_size * kernel_size * C_in);
+  const Tensor weight = call_aten(
+      "aten::permute", "", torch::stable::reshape(matrix, {C, kernel_size, kernel_size, C_in}),
+      Ints{0, 3, 1, 2});
+  const Tensor map = call_aten("aten::conv2d", "", x, weight,
+                               std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())),
+                               Ints{stride, stride}, Ints{padding, padding}, Ints{1, 1},
+                               /*groups=*/int64_t{1});
+  const Tensor flat = torch::stable::reshape(map, {x.size(0), C, map.size(2) * map.size(3)});
+  return torch::stable::transpose(flat, 1, 2);
+}
+
+inline Tensor linear_aten(const Tensor& x, const Tensor& packed, const Tensor& bias) {
+  const Tensor weight = unpack_weight(packed, bias.size(0), x.size(-1));
+  return call_aten("aten::linear", "", x, weight,
+                   std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())));
+}
+
+inline Tensor layer_norm_aten(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                              double eps) {
+  return call_aten("aten::layer_norm", "", x, std::vector<int64_t>{x.size(-1)},
+                   std::optional<Tensor>(torch::stable::to(weight, x.scalar_type())),
+                   std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())), eps,
+                   /*cudnn_enable=*/true);
+}
+
+inline Tensor add_aten(const Tensor& a, const Tensor& b) {
+  return torch::stable::subtract(a, b, -1.0);
+}
+
+}  // namespace pvt

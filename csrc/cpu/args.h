@@ -1,0 +1,52 @@
+// What the kernel bodies take at every CPU level.
+#pragma once
+
+#include <cstdint>
+
+namespace pvt {
+
+// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias; weight, bias: [C]
+struct NormArgs {
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+
+// y = x weight^T + bias; weight: panels (gemm.h), bias: one per column
+struct LinearArgs {
+  const float* weight;
+  const float* bias;
+};
+
+struct ReduceArgs {
+  int64_t W, C, sr_ratio, out_H, out_W;
+  int64_t batch_stride, token_stride;  // of x, in elements
+  LinearArgs conv;                     // packed per token of the window, see pack_four_channels
+  NormArgs norm;
+};
+
+// A convolution, and the LayerNorm of its input if there is one (else weight is null).
+struct PatchArgs {
+  int64_t H, W, C_in;  // of the input
+  int64_t out_H, out_W, C_out;
+  int64_t kernel_size, stride, padding;
+  int64_t batch_stride, row_stride, column_stride, channel_stride;  // of the input, in elements
+  NormArgs input_norm;
+  LinearArgs conv;  // packed [C_out, kernel_size * kernel_size * C_in]
+  NormArgs norm;    // of the output
+};
+
+struct MlpArgs {
+  int64_t C, hidden;
+  NormArgs norm;
+  LinearArgs fc1, fc2;
+};
+
+struct AttentionArgs {
+  int64_t C, num_heads, head_dim, kv_len;
+  float scale;
+  NormArgs norm;
+  LinearArgs q, proj;
+};
+
+}  // namespace pvt

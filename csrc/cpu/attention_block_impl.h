@@ -1,0 +1,81 @@
+// The pointer-level body of attention_block_, compiled once per CPU level (foreach_level.h): the
+// queries and the outputs of a tile of tokens stay in the second-level cache, their scores in the
+// first.
+
+#include "cpu/layer_norm.h"
+#include "cpu/residual.h"
+#include "cpu/sra_attention_impl.h"
+
+// out[:, 0:columns] <- tokens weight^T + bias, columns [begin, begin + columns) of a linear layer
+//   tokens: [rows, depth] units   out: rows out_stride apart, at the range's first column
+//   begin: a multiple of kPanel
+template <class scalar_t>
+inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
+                           int64_t depth, int64_t begin, int64_t columns, float* out,
+                           int64_t out_stride) {
+  gemm<scalar_t>(rows, columns, depth, tokens, depth,
+                 linear.weight + panel_offset(begin, depth * kPanel), depth * kPanel, out,
+                 out_stride, /*accumulate=*/false);
+  add_bias(out, out_stride, linear.bias + begin, rows, columns);
+}
+
+// Replaces the queries of head h by its output, for rows of one image.
+//   q: [rows, round_up(C, kPanel)] floats   packed: the head's keys and values, see pack_head
+template <class scalar_t>
+inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, const float* packed,
+                            int64_t rows, float* scratch) {
+  const int64_t stride = round_up(args.C, kPanel), head_dim = args.head_dim;
+  float* head = q + h * head_dim;
+  attend<scalar_t>(
+      packed, rows, args.kv_len, head_dim, args.scale, scratch,
+      [=](int64_t row, float* units) {
+        Operand<scalar_t>::floats_to_units(head + row * stride, head_dim, units);
+      },
+      [=](int64_t row, const float* o) {
+        __builtin_memcpy(head + row * stride, o, head_dim * sizeof(float));
+      });
+}
+
+// Floats of working memory that attention_rows() needs.
+template <class scalar_t>
+inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
+  return rows * (round_up(args.C, kPanel) + num_units<scalar_t>(args.C)) +
+         round_up(args.C, kPanel) + attend_scratch_size(args.head_dim);
+}
+
+// x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
+//   x: [rows, C]   packed: the heads' keys and values, one head after the other
+template <class scalar_t>
+inline void attention_rows(const AttentionArgs& args, const float* packed, scalar_t* x,
+                           int64_t rows, float* scratch) {
+  const int64_t C = args.C, stride = round_up(C, kPanel), depth = num_units<scalar_t>(C);
+  float* row = scratch;               // [stride]
+  float* q = row + stride;            // [rows, stride], then the heads' output
+  float* tokens = q + rows * stride;  // [rows, depth]
+  float* attend_scratch = tokens + rows * depth;
+  layer_norm_to_units(x, rows, C, args.norm, tokens, row);
+  linear_columns<scalar_t>(args.q, tokens, rows, depth, 0, C, q, stride);
+  for (int64_t h = 0; h < args.num_heads; ++h) {
+    attend_one_head<scalar_t>(args, h, q,
+                              packed + h * packed_head_size<scalar_t>(args.kv_len, args.head_dim),
+                              rows, attend_scratch);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    Operand<scalar_t>::floats_to_units(q + i * stride, C, tokens + i * depth);
+  }
+  gemm<scalar_t>(rows, C, depth, tokens, depth, args.proj.weight, depth * kPanel, q, stride,
+                 /*accumulate=*/false);
+  add_residual(q, stride, args.proj.bias, rows, C, x, C);
+}
+
+// x[:, 0:columns] += columns [begin, begin + columns) of proj(out), in the order of
+// attention_rows().   x: [rows, C]   out: [rows, depth] units   sums: scratch, [rows, kTileColumns]
+template <class scalar_t>
+inline void project_columns(const AttentionArgs& args, const float* out, int64_t rows,
+                            int64_t begin, int64_t columns, scalar_t* x, float* sums) {
+  const int64_t depth = num_units<scalar_t>(args.C);
+  gemm<scalar_t>(rows, columns, depth, out, depth,
+                 args.proj.weight + panel_offset(begin, depth * kPanel), depth * kPanel, sums,
+                 kTileColumns, /*accumulate=*/false);
+  add_residual(sums, kTileColumns, args.proj.bias + begin, rows, columns, x + begin, args.C);
+}

@@ -1,0 +1,103 @@
+// mlp_block_ on the CPU. Parallel over tiles of tokens, or, when tokens are too few to keep every
+// thread busy, over columns of the weights, so that each weight is read once. A token's sums are
+// taken in the same order either way: the result depends neither on threads nor on the batch.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "aten/kernels.h"
+#include "checks.h"
+#include "cpu/args.h"
+#include "cpu/cpu_level.h"
+#include "cpu/dtype.h"
+#include "cpu/gelu_table.h"
+#include "cpu/parallel.h"
+#include "cpu/row_tiles.h"
+#include "cpu/scratch.h"
+
+#define PVT_KERNEL_BODY "cpu/mlp_block_impl.h"
+#include "cpu/foreach_level.h"
+
+namespace pvt {
+namespace {
+
+template <class scalar_t>
+void run_rows(const MlpArgs& args, const RowTiles& tiles, scalar_t* x) {
+  const auto mlp = PVT_BEST_LEVEL(mlp_rows<scalar_t>);
+  const int64_t scratch = PVT_BEST_LEVEL(mlp_scratch_size<scalar_t>)(tiles.height, args.C);
+  parallel_tasks(tiles.count, [&](int64_t tile) {
+    mlp(args, x + tiles.begin(tile) * args.C, tiles.rows(tile), thread_scratch(scratch));
+  });
+}
+
+template <class scalar_t>
+void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
+  const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
+  const auto down = PVT_BEST_LEVEL(output_columns<scalar_t>);
+  const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t C_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.C);
+  const int64_t hidden_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.hidden);
+  const int64_t per_unit = PVT_BEST_LEVEL(Operand<scalar_t>::kPerUnit);
+  float* tokens = thread_scratch<Scratch::kShared>(rows * (C_units + hidden_units));
+  float* hidden = tokens + rows * C_units;
+
+  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
+    normalise(x + begin * args.C, end - begin, args.C, args.norm, tokens + begin * C_units,
+              thread_scratch(args.C));
+  });
+  parallel_tasks((args.hidden + tile - 1) / tile, [&](int64_t task) {
+    const int64_t begin = task * tile;
+    up(args, tokens, rows, begin, std::min(tile, args.hidden - begin), hidden + begin / per_unit,
+       hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize)));
+  });
+  parallel_tasks((args.C + tile - 1) / tile, [&](int64_t task) {
+    const int64_t begin = task * tile;
+    down(args, hidden, rows, begin, std::min(tile, args.C - begin), x, thread_scratch(rows * tile));
+  });
+}
+
+}  // namespace
+
+void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                   const Tensor& fc1_weight, const Tensor& fc1_bias, const Tensor& fc2_weight,
+                   const Tensor& fc2_bias) {
+  const MlpShape s =
+      check_mlp_block(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
+  if (s.rows == 0) {
+    return;
+  }
+  if (!has_packed_kernel(x, fc1_weight) || !has_packed_kernel(x, fc2_weight)) {
+    return mlp_block_aten(x, norm_weight, norm_bias, eps, fc1_weight, fc1_bias, fc2_weight,
+                          fc2_bias);
+  }
+  const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
+  const Tensor fc1 = torch::stable::contiguous(fc1_weight);
+  const Tensor fc2 = torch::stable::contiguous(fc2_weight);
+  MlpArgs args;
+  args.C = s.C, args.hidden = s.hidden;
+  args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
+  args.fc1 = {packed_data(fc1), fc1_b.data()};
+  args.fc2 = {packed_data(fc2), fc2_b.data()};
+  const RowTiles tiles(s.rows);
+  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
+    using scalar_t = decltype(type);
+    scalar_t* data = static_cast<scalar_t*>(x.mutable_data_ptr());
+    if (tiles.too_few()) {
+      run_columns(args, s.rows, data);
+    } else {
+      run_rows(args, tiles, data);
+    }
+  });
+}
+
+}  // namespace pvt
+
+STABLE_TORCH_LIBRARY_IMPL(pvt, CPU, m) {
+  m.impl("mlp_block_", TORCH_BOX(&pvt::mlp_block_cpu));
+}

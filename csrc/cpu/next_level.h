@@ -1,0 +1,9 @@
+// Ends a CPU level in foreach_level.h: what the next one includes is compiled again.
+#undef PVT_LEVEL
+#undef PVT_BODY_VEC
+#undef PVT_BODY_CONVERT
+#undef PVT_BODY_GEMM
+#undef PVT_BODY_GELU
+#undef PVT_BODY_LAYER_NORM
+#undef PVT_BODY_RESIDUAL
+#undef PVT_BODY_SRA_ATTENTION

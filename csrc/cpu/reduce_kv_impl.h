@@ -1,0 +1,32 @@
+// The pointer-level body of reduce_kv, compiled once per CPU level (foreach_level.h).
+
+#include "cpu/gemm.h"
+#include "cpu/layer_norm.h"
+#include "cpu/residual.h"
+
+// units <- LayerNorm(sums + bias)   sums: [rows, round_up(C, kPanel)]   units: [rows, num_units(C)]
+template <class scalar_t>
+inline void finish_reduction(const PatchArgs& args, float* sums, int64_t rows, float* units) {
+  const int64_t C = args.C_out, depth = num_units<scalar_t>(C);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = sums + i * round_up(C, kPanel);
+    bias_layer_norm_row(row, C, args.conv.bias, args.norm);
+    Operand<scalar_t>::floats_to_units(row, C, units + i * depth);
+  }
+}
+
+// out[:, 0:columns] <- columns [begin, begin + columns) of a linear layer of `size` columns
+//   tokens: [rows, depth] units   out: [rows, size]   begin: a multiple of kTileColumns
+//   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
+template <class scalar_t>
+inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
+                           int64_t depth, int64_t begin, int64_t columns, int64_t size,
+                           scalar_t* out, float* sums) {
+  gemm<scalar_t>(rows, columns, depth, tokens, depth,
+                 linear.weight + panel_offset(begin, depth * kPanel), depth * kPanel, sums,
+                 kTileColumns, /*accumulate=*/false);
+  add_bias(sums, kTileColumns, linear.bias + begin, rows, columns);
+  for (int64_t i = 0; i < rows; ++i) {
+    from_float(sums + i * kTileColumns, columns, out + i * size + begin);
+  }
+}

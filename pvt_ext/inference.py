@@ -1,0 +1,207 @@
+"""A model for inference: each block is three operators on packed weights.
+
+:func:`pack` copies a trained :class:`~pvt_ext.model.PVT` into one that answers the same, faster,
+and is what :func:`pvt_ext.export.export_torchscript` writes. The tokens of a stage stay in one
+buffer that the operators update in place, so a forward pass allocates next to nothing. There are no
+gradients: to train, keep the original.
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from pvt_ext.model import PVT, Stage
+from pvt_ext.nn import Attention, Block, Mlp, PatchEmbed
+from pvt_ext.packing import pack_convolution, pack_weight
+
+
+class _Packed(nn.Module):
+    """Holds weights as buffers: matrices packed in ``dtype``, vectors in float32. A layer that is
+    None leaves None, a layer without a bias zeros."""
+
+    def hold_norm(self, name: str, norm: nn.LayerNorm | None) -> None:
+        self.register_buffer(f"{name}_weight", None if norm is None else _vector(norm.weight))
+        self.register_buffer(f"{name}_bias", None if norm is None else _vector(norm.bias))
+
+    def hold_layer(
+        self, name: str, layer: nn.Linear | nn.Conv2d | None, dtype: torch.dtype
+    ) -> None:
+        weight = bias = None
+        if layer is not None:
+            pack_layer = pack_weight if isinstance(layer, nn.Linear) else pack_convolution
+            weight = pack_layer(layer.weight.detach().to(dtype))
+            bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+            bias = _vector(bias)
+        self.register_buffer(f"{name}_weight", weight)
+        self.register_buffer(f"{name}_bias", bias)
+
+
+def _vector(vector: Tensor) -> Tensor:
+    return vector.detach().to(torch.float32, copy=True)
+
+
+class PackedPatchEmbed(_Packed):
+    """:class:`~pvt_ext.nn.PatchEmbed` as one operator."""
+
+    def __init__(self, embed: PatchEmbed, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.hold_layer("proj", embed.proj, dtype)
+        self.hold_norm("norm", embed.norm)
+        self.eps = embed.norm.eps
+        self.H, self.W = embed.H, embed.W
+        conv = embed.proj
+        self.kernel_size, self.stride = conv.kernel_size[0], conv.stride[0]
+        self.padding = int(conv.padding[0])
+
+    def grid(self, H: int, W: int) -> tuple[int, int]:
+        """As :meth:`PatchEmbed.grid <pvt_ext.nn.PatchEmbed.grid>`."""
+        margin = 2 * self.padding - self.kernel_size
+        return (H + margin) // self.stride + 1, (W + margin) // self.stride + 1
+
+    def forward(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+        tokens = torch.ops.pvt.patch_embed(
+            x,
+            self.proj_weight,
+            self.proj_bias,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            position,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+        )
+        return tokens, self.grid(x.shape[2], x.shape[3])
+
+
+class PackedAttention(_Packed):
+    """``x <- x + attn(norm(x))``, in place."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: Attention, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.hold_norm("norm", norm)
+        self.eps = norm.eps
+        self.hold_layer("q", attn.q, dtype)
+        self.hold_layer("kv", attn.kv, dtype)
+        self.hold_layer("proj", attn.proj, dtype)
+        self.num_heads = attn.num_heads
+        self.scale = attn.scale
+        self.sr_ratio = attn.sr_ratio
+        self.sr_eps = attn.norm_eps
+        self.hold_layer("sr", attn.sr, dtype)
+        self.hold_norm("sr_norm", attn.norm)
+
+    def forward(self, x: Tensor, H: int, W: int) -> None:
+        kv = self.reduce_kv(x, H, W)
+        torch.ops.pvt.attention_block_(
+            x,
+            kv,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            self.q_weight,
+            self.q_bias,
+            self.proj_weight,
+            self.proj_bias,
+            self.num_heads,
+            self.scale,
+        )
+
+    def reduce_kv(self, x: Tensor, H: int, W: int) -> Tensor:
+        """Keys and values, ``[B, kv_len, 2 * C]``."""
+        return torch.ops.pvt.reduce_kv(
+            x,
+            H,
+            W,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            self.sr_weight,
+            self.sr_bias,
+            self.sr_norm_weight,
+            self.sr_norm_bias,
+            self.sr_eps,
+            self.kv_weight,
+            self.kv_bias,
+            self.sr_ratio,
+        )
+
+
+class PackedMlp(_Packed):
+    """``x <- x + mlp(norm(x))``, in place."""
+
+    def __init__(self, norm: nn.LayerNorm, mlp: Mlp, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.hold_norm("norm", norm)
+        self.eps = norm.eps
+        self.hold_layer("fc1", mlp.fc1, dtype)
+        self.hold_layer("fc2", mlp.fc2, dtype)
+
+    def forward(self, x: Tensor, H: int, W: int) -> None:
+        torch.ops.pvt.mlp_block_(
+            x,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+        )
+
+
+class Residual(nn.Module):
+    """``x <- x + branch(norm(x), H, W)``, in place, for branches without an operator."""
+
+    def __init__(self, norm: nn.LayerNorm, branch: Attention | Mlp, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = deepcopy(norm).to(dtype)
+        self.branch = deepcopy(branch).to(dtype)
+
+    def forward(self, x: Tensor, H: int, W: int) -> None:
+        x.add_(self.branch(self.norm(x), H, W))
+
+
+class PackedBlock(nn.Module):
+    """:class:`~pvt_ext.nn.Block`, in place."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention = Residual if block.attn.linear else PackedAttention
+        mlp = PackedMlp if block.mlp.dwconv is None else Residual
+        self.attn = attention(block.norm1, block.attn, dtype)
+        self.mlp = mlp(block.norm2, block.mlp, dtype)
+
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        self.attn(x, H, W)
+        self.mlp(x, H, W)
+        return x
+
+
+def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
+    """A copy of ``model`` for inference, in evaluation mode and without gradients.
+
+    Args:
+        model: any variant; it is not changed.
+        dtype: of the weights of linear layers and convolutions and of the tokens, torch.float32 or
+            torch.bfloat16. Biases, norms, sums and softmax are float32 in both.
+
+    Returns:
+        a PVT whose patch embeddings and blocks are those of this module. All its weights are
+        buffers; ``forward`` and ``features`` take images of ``dtype``.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    packed = deepcopy(model).to(dtype).eval()
+    for stage, original in zip(packed.stages, model.stages, strict=True):
+        assert isinstance(original, Stage)
+        stage.patch_embed = PackedPatchEmbed(original.patch_embed, dtype)
+        stage.blocks = nn.ModuleList(
+            PackedBlock(block, dtype) for block in original.blocks if isinstance(block, Block)
+        )
+    for module in packed.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return packed.eval()

@@ -1,0 +1,304 @@
+// The kernel bodies of the packed operators at every CPU level that this processor runs, on buffers
+// of exactly the sizes they ask for, under the address sanitizer, against plain loops in double.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "cpu/args.h"
+#include "cpu/cpu_level.h"
+#include "cpu/gelu_table.h"
+
+namespace pvt {
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+}  // namespace pvt
+
+#define PVT_KERNEL_BODY "test_block_kernels_impl.h"
+#include "cpu/foreach_level.h"
+
+namespace {
+
+using pvt::BFloat16;
+using Matrix = std::vector<std::vector<double>>;
+
+template <class scalar_t>
+std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 1) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<scalar_t> values(count);
+  for (scalar_t& value : values) {
+    value = static_cast<scalar_t>(static_cast<float>(size) * normal(generator));
+  }
+  return values;
+}
+
+// [rows, columns] as panels of 16 rows, `group` columns of a row side by side.
+template <class scalar_t>
+std::vector<float> pack(const std::vector<scalar_t>& weight, int64_t rows, int64_t columns) {
+  constexpr int64_t group = 4 / sizeof(scalar_t);
+  const int64_t depth = (columns + group - 1) / group;
+  std::vector<float> packed((rows + 15) / 16 * 16 * depth, 0.f);
+  scalar_t* values = reinterpret_cast<scalar_t*>(packed.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      values[((r / 16 * depth + c / group) * 16 + r % 16) * group + c % group] =
+          weight[r * columns + c];
+    }
+  }
+  return packed;
+}
+
+template <class scalar_t>
+Matrix to_matrix(const std::vector<scalar_t>& values, int64_t rows, int64_t columns) {
+  Matrix matrix(rows, std::vector<double>(columns));
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    matrix[i / columns][i % columns] = double(float(values[i]));
+  }
+  return matrix;
+}
+
+void layer_norm(Matrix& rows, const std::vector<float>& weight, const std::vector<float>& bias,
+                double eps) {
+  for (auto& row : rows) {
+    double mean = 0, variance = 0;
+    for (double value : row) {
+      mean += value / row.size();
+    }
+    for (double value : row) {
+      variance += (value - mean) * (value - mean) / row.size();
+    }
+    for (size_t c = 0; c < row.size(); ++c) {
+      row[c] = (row[c] - mean) / std::sqrt(variance + eps) * weight[c] + bias[c];
+    }
+  }
+}
+
+template <class scalar_t>
+Matrix linear(const Matrix& x, const std::vector<scalar_t>& weight,
+              const std::vector<float>& bias) {
+  Matrix out;
+  for (const auto& row : x) {
+    std::vector<double> sums(bias.begin(), bias.end());
+    for (size_t o = 0; o < sums.size(); ++o) {
+      for (size_t i = 0; i < row.size(); ++i) {
+        sums[o] += row[i] * double(float(weight[o * row.size() + i]));
+      }
+    }
+    out.push_back(sums);
+  }
+  return out;
+}
+
+void add(Matrix& x, const Matrix& y) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    for (size_t c = 0; c < x[i].size(); ++c) {
+      x[i][c] += y[i][c];
+    }
+  }
+}
+
+template <class scalar_t>
+void check_close(const std::vector<scalar_t>& values, const Matrix& expected, double tolerance) {
+  size_t i = 0;
+  for (const auto& row : expected) {
+    for (double value : row) {
+      REQUIRE(double(float(values[i++])) == doctest::Approx(value).epsilon(tolerance).scale(1));
+    }
+  }
+  REQUIRE(i == values.size());
+}
+
+constexpr float kEps = 1e-5f;
+
+struct MlpCase {
+  int64_t rows, C, hidden;
+};
+constexpr MlpCase kMlpCases[] = {{13, 64, 128}, {1, 7, 5}, {25, 33, 300}, {7, 130, 65}};
+
+template <class scalar_t, class Level>
+void check_mlp(double tolerance) {
+  for (const MlpCase& c : kMlpCases) {
+    INFO(c.rows, " rows, ", c.C, " channels, ", c.hidden, " hidden");
+    const auto x = random_values<scalar_t>(c.rows * c.C, 1);
+    const auto fc1 = random_values<scalar_t>(c.hidden * c.C, 2, 1 / std::sqrt(double(c.C)));
+    const auto fc2 = random_values<scalar_t>(c.C * c.hidden, 3, 1 / std::sqrt(double(c.hidden)));
+    const auto fc1_bias = random_values<float>(c.hidden, 4),
+               fc2_bias = random_values<float>(c.C, 5);
+    const auto norm_weight = random_values<float>(c.C, 6), norm_bias = random_values<float>(c.C, 7);
+    const auto packed1 = pack(fc1, c.hidden, c.C), packed2 = pack(fc2, c.C, c.hidden);
+    const pvt::MlpArgs args{c.C,
+                            c.hidden,
+                            {norm_weight.data(), norm_bias.data(), kEps},
+                            {packed1.data(), fc1_bias.data()},
+                            {packed2.data(), fc2_bias.data()}};
+
+    Matrix expected = to_matrix(x, c.rows, c.C), tokens = expected;
+    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    Matrix hidden = linear(tokens, fc1, fc1_bias);
+    for (auto& row : hidden) {
+      for (double& value : row) {
+        value *= 0.5 * std::erfc(-value * std::sqrt(0.5));
+      }
+    }
+    add(expected, linear(hidden, fc2, fc2_bias));
+
+    std::vector<scalar_t> by_rows = x, by_columns = x;
+    Level::template mlp_by_rows<scalar_t>(args, by_rows, c.rows);
+    check_close(by_rows, expected, tolerance);
+    Level::template mlp_by_columns<scalar_t>(args, by_columns, c.rows);
+    for (size_t i = 0; i < x.size(); ++i) {
+      REQUIRE(float(by_rows[i]) == float(by_columns[i]));
+    }
+  }
+}
+
+struct AttentionCase {
+  int64_t rows, num_heads, head_dim, kv_len;
+};
+constexpr AttentionCase kAttentionCases[] = {{13, 1, 64, 49}, {1, 3, 5, 1}, {7, 2, 33, 20}};
+
+template <class scalar_t, class Level>
+void check_attention(double tolerance) {
+  for (const AttentionCase& c : kAttentionCases) {
+    INFO(c.rows, " rows, ", c.num_heads, " heads of ", c.head_dim, ", ", c.kv_len, " keys");
+    const int64_t C = c.num_heads * c.head_dim;
+    const auto x = random_values<scalar_t>(c.rows * C, 1);
+    const auto kv = random_values<scalar_t>(c.kv_len * 2 * C, 2);
+    const auto q = random_values<scalar_t>(C * C, 3, 1 / std::sqrt(double(C)));
+    const auto proj = random_values<scalar_t>(C * C, 4, 1 / std::sqrt(double(C)));
+    const auto q_bias = random_values<float>(C, 5), proj_bias = random_values<float>(C, 6);
+    const auto norm_weight = random_values<float>(C, 7), norm_bias = random_values<float>(C, 8);
+    const auto packed_q = pack(q, C, C), packed_proj = pack(proj, C, C);
+    const float scale = 1 / std::sqrt(float(c.head_dim));
+    const pvt::AttentionArgs args{C,
+                                  c.num_heads,
+                                  c.head_dim,
+                                  c.kv_len,
+                                  scale,
+                                  {norm_weight.data(), norm_bias.data(), kEps},
+                                  {packed_q.data(), q_bias.data()},
+                                  {packed_proj.data(), proj_bias.data()}};
+
+    Matrix expected = to_matrix(x, c.rows, C), tokens = expected;
+    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    const Matrix queries = linear(tokens, q, q_bias), keys = to_matrix(kv, c.kv_len, 2 * C);
+    Matrix heads(c.rows, std::vector<double>(C, 0.0));
+    for (int64_t i = 0; i < c.rows; ++i) {
+      for (int64_t h = 0; h < C; h += c.head_dim) {
+        double total = 0;
+        for (int64_t j = 0; j < c.kv_len; ++j) {
+          double score = 0;
+          for (int64_t d = h; d < h + c.head_dim; ++d) {
+            score += queries[i][d] * keys[j][d];
+          }
+          const double p = std::exp(scale * score);
+          total += p;
+          for (int64_t d = h; d < h + c.head_dim; ++d) {
+            heads[i][d] += p * keys[j][C + d];
+          }
+        }
+        for (int64_t d = h; d < h + c.head_dim; ++d) {
+          heads[i][d] /= total;
+        }
+      }
+    }
+    add(expected, linear(heads, proj, proj_bias));
+
+    std::vector<scalar_t> out = x;
+    Level::template attention<scalar_t>(args, kv, out, c.rows);
+    check_close(out, expected, tolerance);
+  }
+}
+
+struct PatchCase {
+  int64_t images, C_in, H, W, C, kernel_size, stride, padding;
+};
+constexpr PatchCase kPatchCases[] = {{1, 3, 9, 8, 20, 4, 4, 0},
+                                     {2, 33, 5, 4, 65, 3, 2, 1},
+                                     {1, 150, 3, 3, 7, 2, 1, 1}};
+
+template <class scalar_t, class Level>
+void check_convolution(double tolerance) {
+  for (const PatchCase& c : kPatchCases) {
+    INFO(c.H, " x ", c.W, " x ", c.C_in, ", kernel ", c.kernel_size);
+    const int64_t K = c.kernel_size, depth = K * K * c.C_in;
+    const auto x = random_values<scalar_t>(c.images * c.H * c.W * c.C_in, 1);
+    const auto weight = random_values<scalar_t>(c.C * depth, 2, 1 / std::sqrt(double(depth)));
+    const auto packed = pack(weight, c.C, depth);
+    const std::vector<float> none(c.C, 0.f);
+    const auto norm_weight = random_values<float>(c.C_in, 3);
+    const auto norm_bias = random_values<float>(c.C_in, 4);
+    pvt::PatchArgs args{};
+    args.H = c.H, args.W = c.W, args.C_in = c.C_in, args.C_out = c.C;
+    args.out_H = (c.H + 2 * c.padding - K) / c.stride + 1;
+    args.out_W = (c.W + 2 * c.padding - K) / c.stride + 1;
+    args.kernel_size = K, args.stride = c.stride, args.padding = c.padding;
+    args.batch_stride = c.H * c.W * c.C_in, args.row_stride = c.W * c.C_in;
+    args.column_stride = c.C_in, args.channel_stride = 1;
+    args.input_norm = {norm_weight.data(), norm_bias.data(), kEps};
+    args.conv = {packed.data(), none.data()};
+
+    Matrix tokens = to_matrix(x, c.images * c.H * c.W, c.C_in), patches;
+    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    for (int64_t row = 0; row < c.images * args.out_H * args.out_W; ++row) {
+      const int64_t b = row / (args.out_H * args.out_W), y = row / args.out_W % args.out_H;
+      std::vector<double> patch;
+      for (int64_t t = 0; t < K * K; ++t) {
+        const int64_t in_y = y * c.stride - c.padding + t / K;
+        const int64_t in_x = row % args.out_W * c.stride - c.padding + t % K;
+        const bool inside = in_y >= 0 && in_y < c.H && in_x >= 0 && in_x < c.W;
+        for (int64_t channel = 0; channel < c.C_in; ++channel) {
+          patch.push_back(inside ? tokens[(b * c.H + in_y) * c.W + in_x][channel] : 0.0);
+        }
+      }
+      patches.push_back(patch);
+    }
+    check_close(Level::template convolve<scalar_t>(args, x, int64_t(patches.size())),
+                linear(patches, weight, none), tolerance);
+  }
+}
+
+template <class Level>
+void check_level() {
+  check_mlp<float, Level>(1e-5);
+  check_mlp<BFloat16, Level>(1. / 32);
+  check_attention<float, Level>(1e-5);
+  check_attention<BFloat16, Level>(1. / 32);
+  check_convolution<float, Level>(1e-5);
+  check_convolution<BFloat16, Level>(1. / 64);
+}
+
+TEST_CASE("packed operators, baseline") {
+  check_level<pvt::baseline::Bodies>();
+}
+#if defined(__x86_64__)
+TEST_CASE("packed operators, avx2") {
+  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
+    check_level<pvt::avx2::Bodies>();
+  }
+}
+
+TEST_CASE("packed operators, avx512") {
+  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
+    check_level<pvt::avx512::Bodies>();
+  }
+}
+
+TEST_CASE("packed operators, avx512_bf16") {
+  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512Bf16) {
+    check_level<pvt::avx512_bf16::Bodies>();
+  }
+}
+#endif
+
+}  // namespace

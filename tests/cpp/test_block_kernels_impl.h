@@ -1,0 +1,61 @@
+// The bodies of the packed operators on vectors of exactly the sizes they ask for. Part of a kernel
+// body (foreach_level.h).
+
+#include "cpu/attention_block_impl.h"
+#include "cpu/convolve_impl.h"
+#include "cpu/mlp_block_impl.h"
+
+struct Bodies {
+  template <class scalar_t>
+  static void mlp_by_rows(const MlpArgs& args, std::vector<scalar_t>& x, int64_t rows) {
+    std::vector<float> scratch(mlp_scratch_size<scalar_t>(rows, args.C));
+    mlp_rows(args, x.data(), rows, scratch.data());
+  }
+
+  template <class scalar_t>
+  static void mlp_by_columns(const MlpArgs& args, std::vector<scalar_t>& x, int64_t rows) {
+    const int64_t hidden_units = num_units<scalar_t>(args.hidden);
+    std::vector<float> tokens(rows * num_units<scalar_t>(args.C)), row(args.C);
+    layer_norm_to_units(x.data(), rows, args.C, args.norm, tokens.data(), row.data());
+    std::vector<float> hidden(rows * hidden_units);
+    for (int64_t j = 0; j < args.hidden; j += kTileColumns) {
+      std::vector<float> sums(kHiddenScratchSize);
+      hidden_columns<scalar_t>(
+          args, tokens.data(), rows, j, std::min<int64_t>(kTileColumns, args.hidden - j),
+          hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, sums.data());
+    }
+    for (int64_t j = 0; j < args.C; j += kTileColumns) {
+      std::vector<float> sums(rows * kTileColumns);
+      output_columns(args, hidden.data(), rows, j, std::min<int64_t>(kTileColumns, args.C - j),
+                     x.data(), sums.data());
+    }
+  }
+
+  template <class scalar_t>
+  static void attention(const AttentionArgs& args, const std::vector<scalar_t>& kv,
+                        std::vector<scalar_t>& x, int64_t rows) {
+    const int64_t head_size = packed_head_size<scalar_t>(args.kv_len, args.head_dim);
+    std::vector<float> packed(args.num_heads * head_size);
+    for (int64_t h = 0; h < args.num_heads; ++h) {
+      std::vector<float> keys(4 * args.head_dim);
+      const scalar_t* k = kv.data() + h * args.head_dim;
+      pack_head(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
+                packed.data() + h * head_size, keys.data());
+    }
+    std::vector<float> scratch(attention_scratch_size<scalar_t>(args, rows));
+    attention_rows(args, packed.data(), x.data(), rows, scratch.data());
+  }
+
+  template <class scalar_t>
+  static std::vector<float> convolve(const PatchArgs& args, const std::vector<scalar_t>& x,
+                                     int64_t rows) {
+    const int64_t stride = round_up(args.C_out, kPanel);
+    std::vector<float> sums(rows * stride), out;
+    std::vector<float> scratch(convolve_scratch_size<scalar_t>(args, rows));
+    convolve_rows(args, x.data(), 0, rows, 0, stride, sums.data(), stride, scratch.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      out.insert(out.end(), sums.begin() + i * stride, sums.begin() + i * stride + args.C_out);
+    }
+    return out;
+  }
+};

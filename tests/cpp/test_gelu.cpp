@@ -1,0 +1,134 @@
+// GELU and exp of the CPU kernels against double, over the whole range of float.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include <doctest/doctest.h>
+
+#include "cpu/cpu_level.h"
+#include "cpu/gelu_table.h"
+
+namespace pvt {
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+}  // namespace pvt
+
+#define PVT_KERNEL_BODY "test_gelu_impl.h"
+#include "cpu/foreach_level.h"
+
+namespace {
+
+double exact_gelu(double x) {
+  return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
+}
+
+float from_bits(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Calls check(x, f(x)) for about four million floats of both signs, from 0 to infinity.
+template <class F, class Check>
+void sweep(F f, Check check) {
+  constexpr uint32_t kInfinity = 0x7f800000u;
+  constexpr uint32_t kStep = 509;  // prime, so that every piece of a table is met everywhere
+  float in[64], out[64];
+  for (uint32_t bits = 0; bits < kInfinity; bits += 32 * kStep) {
+    for (uint32_t i = 0; i < 32; ++i) {
+      const uint32_t next = bits + i * kStep;
+      in[2 * i] = from_bits(next < kInfinity ? next : 0);
+      in[2 * i + 1] = -in[2 * i];
+    }
+    f(in, 64, out);
+    for (int i = 0; i < 64; ++i) {
+      check(in[i], out[i]);
+    }
+  }
+}
+
+void check_gelu(void (*gelu)(const float*, int64_t, float*)) {
+  // The bounds that csrc/cpu/gelu.h states.
+  double worst = 0;
+  bool exact_outside = true;
+  sweep(gelu, [&](float x, float y) {
+    worst = std::max(worst, std::fabs(y - exact_gelu(x)) / std::max(std::fabs(double(x)), 0.5));
+    if (std::fabs(x) > 5.65f) {
+      exact_outside = exact_outside && y == (x > 0 ? x : 0.f);
+    }
+  });
+  CHECK(worst < 2.4e-7);
+  CHECK(exact_outside);
+
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  float in[64] = {inf, -inf, nan, -nan, 0.f, -0.f}, out[64];
+  gelu(in, 64, out);
+  CHECK(out[0] == inf);
+  CHECK(std::isnan(out[1]));
+  CHECK(std::isnan(out[2]));
+  CHECK(std::isnan(out[3]));
+  CHECK(out[4] == 0.f);
+  CHECK(out[5] == 0.f);
+}
+
+void check_exp(void (*exp)(const float*, int64_t, float*)) {
+  double worst = 0;
+  bool below = true;
+  const auto of_nonpositive = [&](const float* x, int64_t count, float* y) {
+    float in[64];
+    for (int64_t i = 0; i < count; ++i) {
+      in[i] = -std::fabs(x[i]);
+    }
+    exp(in, count, y);
+  };
+  sweep(of_nonpositive, [&](float x, float y) {
+    x = -std::fabs(x);
+    if (x < -87.3f) {
+      below = below && y == 0.f;
+    } else {
+      const double truth = std::exp(double(x));
+      const int exponent = std::ilogb(truth);
+      worst = std::max(worst, std::fabs(y - truth) / std::ldexp(1.0, exponent - 23));
+    }
+  });
+  CHECK(worst < 1.5);  // units in the last place, as csrc/cpu/vec.h states
+  CHECK(below);
+
+  const float inf = std::numeric_limits<float>::infinity();
+  float in[64] = {-inf, std::numeric_limits<float>::quiet_NaN(), 0.f, -0.f}, out[64];
+  exp(in, 64, out);
+  CHECK(out[0] == 0.f);
+  CHECK(std::isnan(out[1]));
+  CHECK(out[2] == 1.f);
+  CHECK(out[3] == 1.f);
+}
+
+TEST_CASE("gelu and exp, baseline") {
+  check_gelu(pvt::baseline::gelu_of);
+  check_exp(pvt::baseline::exp_of);
+}
+#if defined(__x86_64__)
+TEST_CASE("gelu and exp, avx2") {
+  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
+    check_gelu(pvt::avx2::gelu_of);
+    check_exp(pvt::avx2::exp_of);
+  }
+}
+
+TEST_CASE("gelu and exp, avx512") {
+  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
+    check_gelu(pvt::avx512::gelu_of);
+    check_exp(pvt::avx512::exp_of);
+  }
+}
+#endif
+
+}  // namespace

@@ -1,0 +1,15 @@
+// The functions of one vector, applied to arrays. Part of a kernel body (foreach_level.h).
+
+#include "cpu/gelu.h"
+
+inline void gelu_of(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(y + i, gelu(load(x + i)));
+  }
+}
+
+inline void exp_of(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(y + i, exp_nonpositive(load(x + i)));
+  }
+}

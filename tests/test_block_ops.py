@@ -1,0 +1,362 @@
+"""The operators of a packed model against their reference."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pvt_ext import block_ops, reference
+
+ALL = [(name, case) for name, of_operator in cases.BLOCK_CASES.items() for case in of_operator]
+SMALL = [
+    ("patch_embed", cases.PatchCase(2, 3, 9, 8, 20, 3, 2, 1)),
+    ("reduce_kv", cases.KvCase(2, 5, 4, 6, 2)),
+    ("reduce_kv", cases.KvCase(2, 5, 4, 6, 0)),
+    ("attention_block_", cases.AttentionBlockCase(2, 6, 8, 2, 5)),
+    ("mlp_block_", cases.MlpCase(2, 6, 8, 20)),
+]
+
+
+def run(name, inputs):
+    """The operator's result; one that overwrites x is given a copy."""
+    inputs = list(inputs)
+    if name.endswith("_"):
+        inputs[0] = inputs[0].clone()
+    return getattr(block_ops, name)(*inputs)
+
+
+def check(name, *draws):
+    formula = getattr(reference, name.rstrip("_"))
+    results = []
+    for inputs in draws:
+        exact = formula(*[x.double() if isinstance(x, Tensor) else x for x in inputs])
+        results.append((run(name, inputs), formula(*inputs), exact))
+    cases.assert_all_as_exact(results)
+
+
+def check_draws(name, case, dtype):
+    check(name, *(case.inputs(dtype) for _ in range(8)))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "case"), ALL, ids=str)
+def test_matches_reference(name, case, dtype):
+    check(name, case.inputs(dtype))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 3),
+    N=st.integers(0, 120),
+    C=st.integers(8, 80),  # of fewer, a LayerNorm divides rounding errors by their own size
+    hidden=st.integers(1, 600),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_mlp_any_shape(B, N, C, hidden, dtype):
+    check_draws("mlp_block_", cases.MlpCase(B, N, C, hidden), dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 3),
+    N=st.integers(0, 120),
+    num_heads=st.integers(1, 4),
+    head_dim=st.integers(8, 40),
+    kv_len=st.integers(1, 140),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_attention_any_shape(B, N, num_heads, head_dim, kv_len, dtype):
+    case = cases.AttentionBlockCase(B, N, num_heads * head_dim, num_heads, kv_len)
+    check_draws("attention_block_", case, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    sr_ratio=st.integers(0, 5),
+    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    C=st.integers(8, 70),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_reduction_any_shape(B, sr_ratio, extra, C, dtype):
+    H, W = max(sr_ratio, 1) + extra[0], max(sr_ratio, 1) + extra[1]
+    check_draws("reduce_kv", cases.KvCase(B, H, W, C, sr_ratio), dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    C_in=st.integers(1, 70),
+    C=st.integers(8, 70),
+    kernel=st.integers(1, 7).flatmap(lambda k: st.tuples(st.just(k), st.integers(0, k - 1))),
+    stride=st.integers(1, 5),
+    extra=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    tokens=st.booleans(),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_patches_of_any_shape(B, C_in, C, kernel, stride, extra, tokens, dtype):
+    K, padding = kernel
+    H, W = K + extra[0], K + extra[1]
+    case = cases.PatchCase(B, C_in, H, W, C, K, stride, padding, tokens=tokens)
+    check_draws("patch_embed", case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strided_inputs(dtype):
+    x, *rest = cases.PatchCase(2, 6, 9, 8, 20, 3, 2, 1).inputs(dtype)
+    check("patch_embed", (x.transpose(2, 3).contiguous().transpose(2, 3), *rest))
+    check("patch_embed", (x[:1].expand(3, -1, -1, -1), *rest))
+    x, kv, *rest = cases.AttentionBlockCase(2, 6, 8, 2, 5).inputs(dtype)
+    check("attention_block_", (x, torch.cat([kv, kv], dim=-1)[..., 3 : 3 + kv.shape[2]], *rest))
+    x, *rest = cases.KvCase(2, 5, 4, 6, 2).inputs(dtype)
+    check("reduce_kv", (torch.cat([x, x], dim=-1)[..., 1:7], *rest))
+
+
+@pytest.mark.parametrize(("name", "case"), ALL, ids=str)
+def test_float32_vectors_beside_bfloat16_weights(name, case):
+    """As pack() holds them; they are not rounded on the way."""
+    inputs = [
+        x.float() if isinstance(x, Tensor) and x.dim() == 1 else x
+        for x in case.inputs(torch.bfloat16)
+    ]
+    check(name, inputs)
+
+
+def test_weights_of_another_grouping_are_accepted():
+    """What `.to(torch.bfloat16)` of a float32 file leaves: correct, if not fast."""
+    x, *rest = cases.MlpCase(1, 5, 8, 20).inputs(torch.float32)
+    check("mlp_block_", [x.bfloat16() if isinstance(x, Tensor) else x for x in (x, *rest)])
+
+
+@pytest.mark.parametrize(("name", "case"), SMALL, ids=str)
+def test_opcheck(name, case):
+    torch.library.opcheck(getattr(torch.ops.pvt, name).default, case.inputs(torch.float32))
+
+
+@pytest.mark.parametrize(("name", "case"), SMALL, ids=str)
+def test_meta_device_gives_the_shape(name, case):
+    inputs = case.inputs(torch.float32)
+    on_meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
+    assert getattr(block_ops, name)(*on_meta).shape == run(name, inputs).shape
+
+
+@pytest.mark.parametrize(("name", "case"), SMALL, ids=str)
+def test_gradients_are_refused(name, case):
+    inputs = list(case.inputs(torch.float32))
+    inputs[0].requires_grad_()
+    with pytest.raises(RuntimeError, match=rf"pvt::{name} has no gradient.*torch.no_grad"):
+        getattr(block_ops, name)(*inputs)
+    with torch.no_grad():
+        assert not run(name, inputs).requires_grad
+
+
+@pytest.mark.parametrize(("name", "case"), SMALL, ids=str)
+def test_flops_are_those_of_the_reference(name, case):
+    inputs = case.inputs(torch.float32)
+    counts = []
+    for call in (lambda: run(name, inputs), lambda: getattr(reference, name.rstrip("_"))(*inputs)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "case"), ALL, ids=str)
+def test_same_bits_for_any_number_of_threads(name, case, dtype):
+    inputs = case.inputs(dtype)
+    threads = torch.get_num_threads()
+    try:
+        outputs = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            outputs.append(run(name, inputs))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("patch_embed", cases.PatchCase(5, 64, 14, 14, 128, 2, 2, tokens=True)),
+        ("reduce_kv", cases.KvCase(5, 14, 14, 320, 2)),
+        ("reduce_kv", cases.KvCase(5, 7, 7, 512, 0)),
+        ("attention_block_", cases.AttentionBlockCase(5, 50, 512, 8, 50)),
+        ("mlp_block_", cases.MlpCase(5, 50, 512, 2048)),
+    ],
+    ids=str,
+)
+def test_batch_equals_single_bitwise(name, case, dtype):
+    inputs = case.inputs(dtype)
+    single = []
+    for i in range(case.B):
+        one = [x[i : i + 1] if isinstance(x, Tensor) and x is inputs[0] else x for x in inputs]
+        if name == "attention_block_":
+            one[1] = inputs[1][i : i + 1]
+        single.append(run(name, one))
+    assert torch.equal(run(name, inputs), torch.cat(single))
+
+
+def test_threads_do_not_disturb_each_other():
+    jobs = [(name, case.inputs(torch.float32)) for name, case in SMALL]
+    expected = [run(name, inputs) for name, inputs in jobs]
+    wrong = []
+
+    def work():
+        for _ in range(30):
+            for (name, inputs), truth in zip(jobs, expected, strict=True):
+                if not torch.equal(run(name, inputs), truth):
+                    wrong.append(name)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def check_memory_is_flat() -> None:
+    """1000 calls of random sizes: what is resident afterwards is what was after the first."""
+    random.seed(0)
+
+    def call(N):
+        run("mlp_block_", cases.MlpCase(1, N, 64, 256).inputs(torch.float32))
+        run("attention_block_", cases.AttentionBlockCase(1, N, 64, 2, 49).inputs(torch.float32))
+
+    for _ in range(20):
+        call(3000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        call(random.randint(1, 3000))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 4 * 1024, f"{grown} KB"
+
+
+def check_all_cases() -> None:
+    import pvt_ext
+
+    print(pvt_ext.cpu_level())
+    for name, case in ALL:
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.manual_seed(0)
+            check(name, case.inputs(dtype))
+
+
+def in_a_process(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import test_block_ops; test_block_ops.{code}"],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory")
+def test_memory_is_flat():
+    in_a_process("check_memory_is_flat()")
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+def test_every_cpu_level(level):
+    in_a_process("check_all_cases()", PVT_CPU_LEVEL=level)
+
+
+def with_changes(name, case, names, **changes):
+    inputs = dict(zip(names.split(), case.inputs(torch.float32), strict=True))
+    return lambda: getattr(block_ops, name)(**inputs | changes)
+
+
+def mlp_with(**changes):
+    names = "x norm_weight norm_bias eps fc1_weight fc1_bias fc2_weight fc2_bias"
+    return with_changes("mlp_block_", cases.MlpCase(2, 6, 8, 20), names, **changes)
+
+
+def attention_with(**changes):
+    names = "x kv norm_weight norm_bias eps q_weight q_bias proj_weight proj_bias num_heads scale"
+    return with_changes(
+        "attention_block_", cases.AttentionBlockCase(2, 6, 8, 2, 5), names, **changes
+    )
+
+
+def kv_with(**changes):
+    names = (
+        "x H W norm_weight norm_bias eps sr_weight sr_bias sr_norm_weight sr_norm_bias sr_eps "
+        "kv_weight kv_bias sr_ratio"
+    )
+    return with_changes("reduce_kv", cases.KvCase(2, 4, 6, 8, 2), names, **changes)
+
+
+def patch_with(**changes):
+    names = "x weight bias norm_weight norm_bias eps position kernel_size stride padding"
+    return with_changes("patch_embed", cases.PatchCase(2, 3, 9, 8, 20, 3, 2, 1), names, **changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            mlp_with(x=torch.zeros(6, 8)),
+            r"x of shape \[B, N, C\], got \[6, 8\]",
+        ),
+        (mlp_with(x=torch.zeros(8, 6, 2).transpose(0, 2)), "x contiguous"),
+        (mlp_with(x=torch.zeros(2, 6, 8).int()), "x of dtype float32.*got Int"),
+        (mlp_with(norm_bias=torch.zeros(7)), r"norm_bias of shape \[8\], got \[7\]"),
+        (mlp_with(norm_bias=torch.zeros(8).half()), "norm_bias of dtype float32 or float32"),
+        (mlp_with(fc1_weight=torch.zeros(20, 8)), r"fc1_weight packed .* got shape \[20, 8\]"),
+        (
+            mlp_with(fc1_weight=torch.zeros(2, 9, 16, 1)),
+            r"packed from \[20, 8\], which is \[2, 8, 16, 1\], got \[2, 9, 16, 1\]",
+        ),
+        (
+            mlp_with(fc2_weight=torch.zeros(1, 20, 16, 1).half()),
+            "fc2_weight of dtype float32 like x",
+        ),
+        (attention_with(kv=torch.zeros(2, 0, 16)), "kv of shape .* at least one key"),
+        (attention_with(kv=torch.zeros(1, 5, 16)), r"\[2, kv_len, 16\].*got \[1, 5, 16\]"),
+        (attention_with(num_heads=3), "num_heads to divide C = 8, got 3"),
+        (kv_with(H=5), r"with H = 5, W = 6, got \[2, 24, 8\]"),
+        (kv_with(sr_ratio=7), "sr_ratio from 1 to the sides of the token grid 4x6, got 7"),
+        (kv_with(sr_bias=None), "all of sr_weight, sr_bias, sr_norm_weight and sr_norm_bias"),
+        (kv_with(sr_ratio=1), r"sr_weight packed from \[8, 8\]"),
+        (patch_with(x=torch.zeros(2, 3, 9)), r"x of shape \[B, C_in, H, W\], got \[2, 3, 9\]"),
+        (patch_with(kernel_size=0), "kernel_size from 1 to 4096, got 0"),
+        (patch_with(stride=0), "stride of at least 1, got 0"),
+        (patch_with(padding=3), "padding from 0 to kernel_size - 1 = 2, got 3"),
+        (patch_with(x=torch.zeros(2, 3, 0, 8)), "an input of at least 1x1 .*got 0x8"),
+        (
+            patch_with(position=torch.zeros(3, 20)),
+            r"shape \[5 \* 4, 20\], got \[3, 20\]",
+        ),
+    ],
+)
+def test_messages_name_argument_expectation_and_value(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_shapes_are_checked_while_tracing_too(device):
+    _, *rest = cases.MlpCase(2, 6, 8, 20).inputs(torch.float32)
+    rest = [r.to(device) if isinstance(r, Tensor) else r for r in rest]
+    with pytest.raises(RuntimeError, match=r"expected fc1_weight packed from \[20, 9\]"):
+        block_ops.mlp_block_(
+            torch.zeros(2, 6, 9, device=device), *[torch.zeros(9, device=device)] * 2, *rest[2:]
+        )

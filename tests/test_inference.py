@@ -1,0 +1,146 @@
+"""Packed models beside the models they were packed from."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
+
+from pvt_ext.inference import pack
+from pvt_ext.packing import pack_convolution, pack_weight, unpack_weight
+
+FAMILY = pytest.mark.parametrize("specs", [MINI, MINI_V2, MINI_V2_LI], ids=["v1", "v2", "v2_li"])
+
+
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 70),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_unpacking_gives_what_was_packed(rows, columns, dtype):
+    weight = torch.randn(rows, columns).to(dtype)
+    packed = pack_weight(weight)
+    assert packed.is_contiguous()
+    assert packed.dtype == dtype
+    assert torch.equal(unpack_weight(packed, rows, columns), weight)
+    assert packed.float().abs().sum() == pytest.approx(weight.float().abs().sum().item(), rel=1e-5)
+
+
+def test_where_a_weight_lies():
+    """The layout is part of the file format."""
+    weight = torch.arange(20 * 6.0).reshape(20, 6)
+    packed = pack_weight(weight)
+    assert packed.shape == (2, 6, 16, 1)
+    assert packed[1, 5, 3, 0] == weight[19, 5]
+    assert packed[1, 5, 4, 0] == 0
+    packed = pack_weight(weight[:, :5].bfloat16())
+    assert packed.shape == (2, 3, 16, 2)
+    assert packed[1, 1, 3].tolist() == weight[19, 2:4].tolist()
+    assert packed[1, 2, 3].tolist() == [weight[19, 4], 0]
+    kernel = torch.randn(4, 3, 2, 2)
+    matrix = unpack_weight(pack_convolution(kernel), 4, 12)
+    assert torch.equal(matrix[2].reshape(2, 2, 3), kernel[2].permute(1, 2, 0))
+
+
+def test_shapes_that_cannot_be_packed():
+    with pytest.raises(ValueError, match=r"weight: expected \[rows, columns\], got shape \[3\]"):
+        pack_weight(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"weight: expected \[C_out, C_in, .* got shape \[3, 4\]"):
+        pack_convolution(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"dtype: expected torch.float32 or .*, got torch.float16"):
+        pack(mini(), torch.float16)
+
+
+@FAMILY
+@pytest.mark.parametrize("size", [(64, 64), (224, 224), (33, 65), (130, 50)], ids=str)
+def test_same_answer(specs, size):
+    model = mini(specs)
+    packed = pack(model)
+    x = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        assert relative_error(packed(x), model(x)) < 2e-6
+        for ours, theirs in zip(packed.features(x), model.features(x), strict=True):
+            assert ours.stride() == theirs.stride()
+            assert relative_error(ours, theirs) < 1e-5
+
+
+@FAMILY
+def test_bfloat16_is_as_close_as_pytorchs(specs):
+    model = mini(specs)
+    x = torch.randn(16, 3, 96, 96)
+    with torch.inference_mode():
+        truth = mini(specs).double()(x.double())
+        ours = pack(model, torch.bfloat16)(x.bfloat16())
+        torchs = mini(specs, fused=False).bfloat16()(x.bfloat16())
+    assert (ours - truth).norm() < 1.2 * (torchs - truth).norm()
+
+
+@FAMILY
+def test_packing_copies(specs):
+    model = mini(specs, drop_path_rate=0.3).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    packed = pack(model, torch.bfloat16)
+    assert model.training
+    assert not any(module.training for module in packed.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert list(packed.parameters()) == []
+    stored = [
+        {t.untyped_storage().data_ptr() for t in m.state_dict().values()} for m in (packed, model)
+    ]
+    assert not stored[0] & stored[1]
+
+
+@FAMILY
+def test_input_is_not_changed(specs):
+    packed = pack(mini(specs))
+    x = torch.randn(1, 3, 64, 64)
+    copy = x.clone()
+    first = packed(x)
+    assert torch.equal(x, copy)
+    assert torch.equal(packed(x), first)
+
+
+def test_batch_and_threads_do_not_change_a_bit():
+    packed = pack(mini())
+    x = torch.randn(5, 3, 96, 64)
+    threads = torch.get_num_threads()
+    try:
+        outputs = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            # The head is PyTorch's own product, whose sums do depend on the batch.
+            outputs.append(packed.forward_features(x))
+    finally:
+        torch.set_num_threads(threads)
+    single = torch.cat([packed.forward_features(x[i : i + 1]) for i in range(5)])
+    assert all(torch.equal(out, single) for out in outputs)
+
+
+@settings(max_examples=30, deadline=None)
+@given(H=st.integers(32, 130), W=st.integers(32, 130), B=st.integers(1, 3), v2=st.booleans())
+def test_any_size(H, W, B, v2):
+    model = mini(MINI_V2 if v2 else MINI)
+    x = torch.randn(B, 3, H, W)
+    with torch.inference_mode():
+        assert relative_error(pack(model)(x), model(x)) < 2e-6
+
+
+def test_one_model_in_many_threads():
+    packed = torch.jit.script(pack(mini()))
+    x = torch.randn(2, 3, 64, 96)
+    expected, wrong = packed(x), []
+
+    def work():
+        for _ in range(10):
+            if not torch.equal(packed(x), expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
