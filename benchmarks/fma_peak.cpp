@@ -1,0 +1,155 @@
+// What the vector units can do at best: independent multiply-adds on registers, no memory.
+//
+// Each kind needs the instruction named in kInstruction; it counts as two operations per product.
+// Matrix units (AMX) are not measured, so a peer that uses them can exceed this peak.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kChains = 12;       // hides a latency of 4 cycles on up to 3 ports
+constexpr int64_t kSteps = 8192;  // between two looks at the clock: some 30 microseconds
+
+// Adds `kSteps` multiply-adds to each chain; returns something of the sums so that they are needed.
+using Kernel = float (*)(float seed);
+
+struct Peak {
+  Kernel kernel = nullptr;
+  int64_t operations = 0;  // of one call
+  const char* instruction = "";
+};
+
+#if defined(__x86_64__)
+
+#define PVT_CHAINS(Vector, zero, step)                             \
+  Vector sums[kChains];                                            \
+  for (Vector & sum : sums)                                        \
+    sum = zero;                                                    \
+  for (int64_t i = 0; i < kSteps; ++i) {                           \
+    _Pragma("GCC unroll 12") for (Vector & sum : sums) sum = step; \
+  }
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+float fp32_avx2(float seed) {
+  const __m256 a = _mm256_set1_ps(seed), b = _mm256_set1_ps(0.5f);
+  PVT_CHAINS(__m256, a, _mm256_fmadd_ps(sum, b, a))
+  float out = 0;
+  for (const __m256& sum : sums)
+    out += _mm256_cvtss_f32(sum);
+  return out;
+}
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f")
+float fp32_avx512(float seed) {
+  const __m512 a = _mm512_set1_ps(seed), b = _mm512_set1_ps(0.5f);
+  PVT_CHAINS(__m512, a, _mm512_fmadd_ps(sum, b, a))
+  float out = 0;
+  for (const __m512& sum : sums)
+    out += _mm512_cvtss_f32(sum);
+  return out;
+}
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bf16")
+float bf16_avx512(float seed) {
+  const __m512 a = _mm512_set1_ps(seed);
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(a, a);
+  PVT_CHAINS(__m512, a, _mm512_dpbf16_ps(sum, pairs, pairs))
+  float out = 0;
+  for (const __m512& sum : sums)
+    out += _mm512_cvtss_f32(sum);
+  return out;
+}
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vnni")
+float int8_avx512(float seed) {
+  const __m512i a = _mm512_set1_epi8(static_cast<char>(seed * 4));
+  PVT_CHAINS(__m512i, a, _mm512_dpbusd_epi32(sum, a, a))
+  int64_t out = 0;
+  for (const __m512i& sum : sums)
+    out += _mm512_cvtsi512_si32(sum);
+  return static_cast<float>(out);
+}
+#pragma GCC pop_options
+
+#undef PVT_CHAINS
+
+Peak peak_of(int kind) {
+  const auto count = [](int lanes) { return int64_t{2} * lanes * kChains * kSteps; };
+  __builtin_cpu_init();
+  if (kind == 0 && __builtin_cpu_supports("avx512f"))
+    return {fp32_avx512, count(16), "vfmadd231ps zmm"};
+  if (kind == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {fp32_avx2, count(8), "vfmadd231ps ymm"};
+  if (kind == 1 && __builtin_cpu_supports("avx512bf16"))
+    return {bf16_avx512, count(32), "vdpbf16ps zmm"};
+  if (kind == 2 && __builtin_cpu_supports("avx512vnni"))
+    return {int8_avx512, count(64), "vpdpbusd zmm"};
+  return {};
+}
+
+#else
+
+Peak peak_of(int) {
+  return {};
+}
+
+#endif
+
+}  // namespace
+
+// kind: 0 fp32, 1 bf16, 2 int8. "" if the processor has no such instruction.
+extern "C" const char* fma_instruction(int kind) {
+  return peak_of(kind).instruction;
+}
+
+// 10^9 operations per second of `threads` threads together; 0 as above. Each thread works for
+// `seconds` and counts with its best 10 milliseconds: new threads may share a core at first.
+extern "C" double fma_peak(int kind, int threads, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const Peak peak = peak_of(kind);
+  if (peak.kernel == nullptr || threads < 1)
+    return 0;
+  std::vector<double> best(threads, 0);
+  const auto work = [&](double* rate) {
+    float needed = 0;
+    const auto start = Clock::now();
+    const auto since = [](Clock::time_point t) {
+      return std::chrono::duration<double>(Clock::now() - t).count();
+    };
+    do {
+      const auto window = Clock::now();
+      int64_t calls = 0;
+      double elapsed = 0;
+      do {
+        needed += peak.kernel(0.25f);
+        ++calls;
+        elapsed = since(window);
+      } while (elapsed < 0.01);
+      *rate = std::max(*rate, static_cast<double>(calls * peak.operations) / elapsed / 1e9);
+    } while (since(start) < seconds);
+    volatile float sink = needed;
+    (void)sink;
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i)
+    others.emplace_back(work, &best[i]);
+  work(&best[0]);
+  for (std::thread& other : others)
+    other.join();
+  return std::accumulate(best.begin(), best.end(), 0.0);
+}
