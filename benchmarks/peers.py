@@ -86,7 +86,7 @@ def onnxruntime(job: Job) -> tuple[Run, str]:
     config = "all optimisations, sequential (parallel is slower)"
     if job.dtype == "int8":
         path = _onnx_quantized(job, path)
-        config += ", static QDQ, weights per channel, activations uint8"
+        config += ", dynamic int8, weights per channel"
     options = ort.SessionOptions()
     options.intra_op_num_threads = job.threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -96,26 +96,24 @@ def onnxruntime(job: Job) -> tuple[Run, str]:
 
 
 def _onnx_quantized(job: Job, path: Path) -> Path:
-    from onnxruntime import quantization as q
+    """Dynamic: at batch 1 1.9 times as fast as fp32, and the most exact; static quantisation
+    (QDQ or QOperator, of all products or only those with a weight) gained 1.4 to 1.5."""
+    import onnx
+    from onnxruntime import quantization
 
-    class Reader(q.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(batches(job.images()["calibration"], job.batch))
-
-        def get_next(self) -> dict[str, object] | None:
-            x = next(self.rest, None)
-            return None if x is None else {"x": x.numpy()}
-
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    # Attention's products have no weight; they stay in floating point.
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    names = [node.name for node in products if weights.intersection(node.input)]
     target = path.with_suffix(".int8.onnx")
-    q.quantize_static(
+    quantization.quantize_dynamic(
         path,
         target,
-        Reader(),
-        quant_format=q.QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=names,
         per_channel=True,
-        activation_type=q.QuantType.QUInt8,
-        weight_type=q.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
     )
     return target
 

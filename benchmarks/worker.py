@@ -1,7 +1,7 @@
 """A process that holds one peer and one job, and runs it when told to.
 
-Messages to it: ("time", n), ("logits",), ("stop",). Each is answered once; the first answer comes
-unasked when the peer is prepared and warm, or cannot be.
+Messages to it: ("time", n), ("logits",), ("stop",). The first two are answered once each; another
+answer comes unasked, when the peer is prepared and warm, or cannot be.
 """
 
 import gc
@@ -47,16 +47,23 @@ def serve(connection: Connection, peer: str, job: Job) -> None:
 
 def _answer(connection: Connection, peer: str, job: Job) -> None:
     torch.set_num_threads(job.threads)
+    at_start = reset_peak_memory()
     start = time.perf_counter()
     with torch.no_grad():  # not inference mode, whose tensors exporters refuse
         run, config = PEERS[peer](job)
     gc.collect()
     with torch.inference_mode():
-        _serve_runs(connection, peer, job, run, config, start)
+        _serve_runs(connection, peer, job, run, config, start, at_start)
 
 
 def _serve_runs(
-    connection: Connection, peer: str, job: Job, run: Run, config: str, start: float
+    connection: Connection,
+    peer: str,
+    job: Job,
+    run: Run,
+    config: str,
+    start: float,
+    at_start: float,
 ) -> None:
     x = job.input()
     before = reset_peak_memory()
@@ -69,7 +76,7 @@ def _serve_runs(
             "prepare_s": time.perf_counter() - start - sum(warm) / 1e3,
             "first_run_ms": warm[0],
             "warm_ms": warm[-1],
-            "memory": {"before_mb": before, "peak_mb": peak_memory()},
+            "memory": {"start_mb": at_start, "before_mb": before, "peak_mb": peak_memory()},
         }
     )
     while (message := connection.recv())[0] != "stop":
@@ -79,7 +86,6 @@ def _serve_runs(
             test = job.images()["test"]
             parts = [run(part).clone() for part in batches(test, job.batch)]
             connection.send(torch.cat(parts)[: len(test)].double().numpy())
-    connection.send(peak_memory())
 
 
 def timed(run: Callable[[], object], count: int) -> list[float]:
