@@ -84,7 +84,7 @@ def compare(job: Job, peers: list[str], seconds: float, reference: Array) -> dic
             checks[worker.peer] = None if logits is None else accuracy(logits, reference)
         running = [worker for worker in started if worker.ok]
         _progress(f"{job.label}: measuring {', '.join(worker.peer for worker in running)}")
-        busy = take_turns(
+        disturbances = take_turns(
             running, seconds, (lambda: peaks.append(peak.measure())) if instruction else None
         )
         _progress("")
@@ -100,7 +100,10 @@ def compare(job: Job, peers: list[str], seconds: float, reference: Array) -> dic
             "instruction": instruction,
             "reason": reason,
         },
-        "busy_while_waiting": statistics.median(busy) if busy else 0.0,
+        "disturbed": {
+            by: statistics.fmean(getattr(d, by) for d in disturbances) if disturbances else 0.0
+            for by in ("waiting", "others")
+        },
         "peers": {worker.peer: _result(worker, checks, job.dtype) for worker in started},
     }
     finish(row)

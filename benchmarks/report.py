@@ -85,8 +85,9 @@ def table(row: dict[str, Any]) -> str:
     for peer, result in row["peers"].items():
         if peer not in timed:
             lines.append(f"  {peer:12}!! {result['status']}: {result['reason']}")
-    if row["busy_while_waiting"] > 0.05:
-        lines.append(f"  !! waiting peers used {row['busy_while_waiting']:.2f} processors")
+    for who, name in (("waiting", "waiting peers"), ("others", "other programs")):
+        if row["disturbed"][who] > 0.1:
+            lines.append(f"  !! meanwhile {name} used {row['disturbed'][who]:.2f} processors")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,6 +61,17 @@ class Worker:
         return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """Processors that were busy with something else during a turn; 0 is fair.
+
+    ``waiting`` by the other peers' processes, ``others`` by other programs and the hypervisor.
+    """
+
+    waiting: float
+    others: float
+
+
 @contextlib.contextmanager
 def workers(peers: list[str], job: Job, say: Callable[[str], None]) -> Iterator[list[Worker]]:
     """One prepared worker per peer, one after the other; all are ended at the end."""
@@ -89,16 +101,15 @@ def workers(peers: list[str], job: Job, say: Callable[[str], None]) -> Iterator[
 
 def take_turns(
     running: list[Worker], seconds: float, each_round: Callable[[], None] | None = None
-) -> list[float]:
+) -> list[Disturbance]:
     """Fill ``times`` of the workers, in rounds of changing order.
 
     A turn is one run that is not counted, because the caches hold what the peer before left there,
-    and then as many as fill its share of the time. Returns for each turn how busy the waiting
-    processes were, in processors: 0 is what a fair comparison needs.
+    and then as many as fill its share of the time. Returns how busy others were meanwhile.
     """
     order = random.Random(0)
     share = seconds / max(1, len(running)) / MIN_ROUNDS
-    busy = []
+    disturbances = []
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
@@ -107,17 +118,31 @@ def take_turns(
         for worker in order.sample(running, len(running)):
             if not worker.ok:
                 continue
-            count = max(1, min(200, round(share * 1e3 / worker.state["warm_ms"])))
+            typical = statistics.median(worker.times or [worker.state["warm_ms"]])
+            count = max(1, min(200, round(share * 1e3 / typical)))
             waiting = [other for other in running if other is not worker]
             time.sleep(PAUSE)
-            start, before = time.perf_counter(), _processor_seconds(waiting)
+            start = _clocks(worker, waiting)
             times = worker.ask("time", 1 + count)
-            elapsed = time.perf_counter() - start
-            busy.append((_processor_seconds(waiting) - before) / elapsed)
+            elapsed, used, idle, machine = (
+                after - before
+                for after, before in zip(_clocks(worker, waiting), start, strict=True)
+            )
+            if worker.ok:
+                others = max(0.0, machine - used - idle)
+                disturbances.append(Disturbance(idle / elapsed, others / elapsed))
             worker.times += times[1:] if times else []
         rounds += 1
-    return busy
+    return disturbances
 
 
-def _processor_seconds(group: list[Worker]) -> float:
-    return sum(worker.processor_seconds() for worker in group)
+def _clocks(worker: Worker, waiting: list[Worker]) -> tuple[float, float, float, float]:
+    """Now; processor seconds of the worker, of those that wait, and of the whole machine."""
+    idle = sum(other.processor_seconds() for other in waiting)
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        machine = sum(map(int, fields)) - int(fields[3]) - int(fields[4])  # less idle and iowait
+    except OSError:
+        machine = 0
+    used = worker.processor_seconds()
+    return time.perf_counter(), used, idle, machine / os.sysconf("SC_CLK_TCK")

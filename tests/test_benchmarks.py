@@ -32,7 +32,7 @@ def row(**peers: dict[str, object]) -> dict[str, object]:
         "size": [224, 224],
         "gflop": 8.0,
         "peak": {"gflops": 200.0, "instruction": "fma", "reason": ""},
-        "busy_while_waiting": 0.0,
+        "disturbed": {"waiting": 0.0, "others": 0.4},
         "peers": peers,
     }
     finish(made)
@@ -75,6 +75,8 @@ def test_table_is_loud_about_what_is_wrong_or_missing():
     assert "!! WRONG: error 1.0e+00" in text
     assert "best peer" not in text
     assert "400%" in text  # of the peak
+    assert "other programs used 0.40 processors" in text
+    assert "waiting peers" not in text
 
 
 def test_sizes():
