@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from benchmarks.turns import Worker, take_turns, workers
 
 def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
+    # As an interrupt does: the workers are ended and the temporary folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Before any process starts: OpenMP reads it once.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
