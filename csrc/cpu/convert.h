@@ -2,13 +2,24 @@
 #ifndef PVT_BODY_CONVERT
 #define PVT_BODY_CONVERT
 
+#include "cpu/vec.h"
+
 inline void to_float(const float* src, int64_t count, float* dst) {
   __builtin_memcpy(dst, src, count * sizeof(float));
 }
 
 inline void to_float(const BFloat16* src, int64_t count, float* dst) {
   // bfloat16 is the upper half of a float.
-  for (int64_t i = 0; i < count; ++i) {
+  typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
+  typedef uint32_t Wide __attribute__((vector_size(4 * kLanes)));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Narrow narrow;
+    __builtin_memcpy(&narrow, src + i, sizeof narrow);
+    const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
+    __builtin_memcpy(dst + i, &wide, sizeof wide);
+  }
+  for (; i < count; ++i) {
     const uint32_t bits = static_cast<uint32_t>(src[i].x) << 16;
     __builtin_memcpy(dst + i, &bits, sizeof bits);
   }
@@ -33,7 +44,14 @@ inline void from_float(const float* src, int64_t count, float* dst) {
 
 inline void from_float(const float* src, int64_t count, BFloat16* dst) {
   // Round to nearest, ties to even; a NaN stays a NaN.
-  for (int64_t i = 0; i < count; ++i) {
+  int64_t i = 0;
+#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+  for (; i + 16 <= count; i += 16) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(src + i));
+    __builtin_memcpy(dst + i, &rounded, sizeof rounded);
+  }
+#endif
+  for (; i < count; ++i) {
     uint32_t bits;
     __builtin_memcpy(&bits, src + i, sizeof bits);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
@@ -52,6 +70,21 @@ inline void from_float(const float* src, int64_t count, Half* dst) {
   for (; i < count; ++i) {
     dst[i] = src[i];
   }
+}
+
+// A whole vector of them.
+template <class scalar_t>
+inline Vec load_floats(const scalar_t* src) {
+  float values[kLanes];
+  to_float(src, kLanes, values);
+  return load(values);
+}
+
+template <class scalar_t>
+inline void store_floats(Vec v, scalar_t* dst) {
+  float values[kLanes];
+  store(values, v);
+  from_float(values, kLanes, dst);
 }
 
 #endif  // PVT_BODY_CONVERT

@@ -21,8 +21,10 @@ inline Vec lookup(const float (&table)[32], __m512i lane) {
 inline Vec gelu(Vec x) {
   // Adding it rounds to a multiple of 1/4, whose number is then in the lowest bits.
   constexpr float kRound = 1.5f * (1 << 21);
-  const Vec a = (Vec)((IntVec)x & 0x7fffffff);
-  const Vec clamped = a < 7.75f ? a : broadcast(7.75f);
+  const IntVec bits = (IntVec)x & 0x7fffffff;
+  const IntVec limit = (IntVec)broadcast(7.75f);
+  const Vec a = (Vec)bits;
+  const Vec clamped = (Vec)(bits < limit ? bits : limit);  // as integers: the limit for NaN
   const Vec shifted = clamped + kRound;
   const Vec u = clamped - (shifted - kRound);
   const __m512i piece = (__m512i)shifted;

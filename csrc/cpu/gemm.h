@@ -33,6 +33,11 @@ struct Operand {
   static void to_units(const scalar_t* src, int64_t count, float* units) {
     to_float(src, count, units);
   }
+  // units[t] <- the unit of rows[0][t], rows[1][t], ... of `count` rows, those that there are
+  static void rows_to_units(const scalar_t* rows, int64_t /*stride*/, int64_t /*count*/,
+                            int64_t columns, float* units) {
+    to_float(rows, columns, units);
+  }
   // `src` and `units` may be the same.
   static void floats_to_units(const float* src, int64_t count, float* units) {
     if (src != units) {
@@ -74,11 +79,10 @@ struct Operand<BFloat16> {
     }
     from_float(src, count, reinterpret_cast<BFloat16*>(units));
   }
-  // units[t] <- (first[t], second[t])
-  static void pair_rows(const BFloat16* first, const BFloat16* second, int64_t count,
-                        float* units) {
-    for (int64_t t = 0; t < count; ++t) {
-      const BFloat16 pair[2] = {first[t], second[t]};
+  static void rows_to_units(const BFloat16* rows, int64_t stride, int64_t count, int64_t columns,
+                            float* units) {
+    for (int64_t t = 0; t < columns; ++t) {
+      const BFloat16 pair[2] = {rows[t], count > 1 ? rows[stride + t] : BFloat16(0.f)};
       __builtin_memcpy(units + t, pair, sizeof pair);
     }
   }

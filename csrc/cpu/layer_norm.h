@@ -26,7 +26,11 @@ inline void layer_norm_row(float* x, int64_t C, const NormArgs& norm) {
     square += (x[c] - mean) * (x[c] - mean);
   }
   const float scale = 1.f / std::sqrt(square / static_cast<float>(C) + norm.eps);
-  for (c = 0; c < C; ++c) {
+  for (c = 0; c + kLanes <= C; c += kLanes) {
+    const Vec normal = (load(x + c) - mean) * scale;
+    store(x + c, fmadd(normal, load(norm.weight + c), load(norm.bias + c)));
+  }
+  for (; c < C; ++c) {
     x[c] = (x[c] - mean) * scale * norm.weight[c] + norm.bias[c];
   }
 }

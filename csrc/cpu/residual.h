@@ -9,13 +9,17 @@ template <class scalar_t>
 inline void add_residual(const float* sums, int64_t sums_stride, const float* bias, int64_t rows,
                          int64_t columns, scalar_t* x, int64_t x_stride) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t c = 0; c < columns; c += kLanes) {
-      const int64_t count = columns - c < kLanes ? columns - c : kLanes;
-      scalar_t* out = x + i * x_stride + c;
-      float old[kLanes] = {}, sum[kLanes];
-      to_float(out, count, old);
-      store(sum, load(old) + (load(sums + i * sums_stride + c) + load_first(bias + c, count)));
-      from_float(sum, count, out);
+    const float* sum = sums + i * sums_stride;
+    scalar_t* out = x + i * x_stride;
+    int64_t c = 0;
+    for (; c + kLanes <= columns; c += kLanes) {
+      store_floats(load_floats(out + c) + (load(sum + c) + load(bias + c)), out + c);
+    }
+    for (; c < columns; ++c) {
+      float old, fresh;
+      to_float(out + c, 1, &old);
+      fresh = old + (sum[c] + bias[c]);
+      from_float(&fresh, 1, out + c);
     }
   }
 }

@@ -20,24 +20,19 @@ inline int64_t packed_weight_size(int64_t C, int64_t sr_ratio) {
 }
 
 // rows[u][t] <- the unit that holds input channels u * kPerUnit ... at position t of the window
-//   filter: [C][window]   rows: [units of C][window]   zeros: [window]
+//   filter: [C][window]   rows: [units of C][window]
 template <class scalar_t>
-inline void filter_to_units(const scalar_t* filter, int64_t C, int64_t window, float* rows,
-                            const scalar_t* zeros) {
-  if constexpr (Operand<scalar_t>::kPerUnit == 1) {
-    Operand<scalar_t>::to_units(filter, C * window, rows);
-  } else {
-    for (int64_t c = 0; c < C; c += 2) {
-      const scalar_t* channel = filter + c * window;
-      Operand<scalar_t>::pair_rows(channel, c + 1 < C ? channel + window : zeros, window,
-                                   rows + c / 2 * window);
-    }
+inline void filter_to_units(const scalar_t* filter, int64_t C, int64_t window, float* rows) {
+  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  for (int64_t c = 0; c < C; c += per_unit) {
+    Operand<scalar_t>::rows_to_units(filter + c * window, window, C - c, window,
+                                     rows + c / per_unit * window);
   }
 }
 
 // Floats of working memory that pack_four_channels() needs.
 inline int64_t pack_scratch_size(int64_t C, int64_t sr_ratio) {
-  return (4 * C + 1) * sr_ratio * sr_ratio;
+  return 4 * C * sr_ratio * sr_ratio;
 }
 
 // Packs four output channels:  packed[t][panel][u][j] <- unit u of weight[panel * kPanel +
@@ -48,14 +43,11 @@ inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_rat
                                float* packed, float* scratch) {
   const int64_t window = sr_ratio * sr_ratio, panels = num_panels(C);
   const int64_t depth = num_units<scalar_t>(C);
-  float* rows = scratch;                     // [4, depth, window]
-  float* zeros = rows + 4 * depth * window;  // [window]
-  __builtin_memset(zeros, 0, window * sizeof(float));
+  float* rows = scratch;  // [4, depth, window]
   for (int64_t i = 0; i < 4; ++i) {
     float* row = rows + i * depth * window;
     if (channel + i < C) {
-      filter_to_units(weight + (channel + i) * C * window, C, window, row,
-                      reinterpret_cast<const scalar_t*>(zeros));
+      filter_to_units(weight + (channel + i) * C * window, C, window, row);
     } else {
       __builtin_memset(row, 0, depth * window * sizeof(float));
     }

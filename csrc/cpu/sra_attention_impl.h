@@ -10,8 +10,8 @@
 
 constexpr int64_t kKeyBlock = 512;  // 6 rows of scores: 12 KB
 
-// The packed keys of one head are units, [panels][units of head_dim][kPanel]; its values follow as
-// floats, [panels][kv_len][kPanel].
+// The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
+// values follow as units along the keys, [panels][units of kv_len][kPanel].
 template <class scalar_t>
 inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
   return round_up(kv_len, kPanel) * num_units<scalar_t>(head_dim);
@@ -19,7 +19,7 @@ inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
 
 template <class scalar_t>
 inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
-  return packed_keys_size<scalar_t>(kv_len, head_dim) + kv_len * round_up(head_dim, kPanel);
+  return packed_keys_size<scalar_t>(kv_len, head_dim) + packed_size<scalar_t>(kv_len, head_dim);
 }
 
 // Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
@@ -39,13 +39,14 @@ inline void pack_head(const scalar_t* k, const scalar_t* v, int64_t kv_len, int6
     float* column = packed + j / kPanel * depth * kPanel + j % kPanel;
     transpose_into_panel(rows, depth, depth, [=](int64_t d) { return column + d * kPanel; });
   }
-  // values: row j of panel p is v[j][p * kPanel ...]
+  // values: row u of panel p is the unit of v[u * kPerUnit ...] at channels p * kPanel ...
+  using Op = Operand<scalar_t>;
   float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
-  for (int64_t j = 0; j < kv_len; ++j) {
+  for (int64_t j = 0; j < kv_len; j += Op::kPerUnit) {
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const int64_t width = head_dim - d < kPanel ? head_dim - d : kPanel;
-      float* dst = values + d * kv_len + j * kPanel;
-      to_float(v + j * kv_stride + d, width, dst);
+      float* dst = values + d * num_units<scalar_t>(kv_len) + j / Op::kPerUnit * kPanel;
+      Op::rows_to_units(v + j * kv_stride + d, kv_stride, kv_len - j, width, dst);
       for (int64_t i = width; i < kPanel; ++i) {
         dst[i] = 0.f;
       }
@@ -80,7 +81,7 @@ inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
 
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kTileRows * (head_dim + round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
+  return kTileRows * (head_dim + 2 * round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
 }
 
 // softmax(scale * q k^T) v for `num_rows` queries of one head, a tile of rows at a time.
@@ -89,12 +90,14 @@ inline int64_t attend_scratch_size(int64_t head_dim) {
 template <class scalar_t, class Read, class Write>
 inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_t head_dim,
                    float scale, float* scratch, const Read& read, const Write& write) {
+  using Op = Operand<scalar_t>;
   const int64_t depth = num_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
   const int64_t s_stride = round_up(kKeyBlock, kPanel);
   float* q_tile = scratch;                // [kTileRows, depth]
   float* s = q_tile + kTileRows * depth;  // [kTileRows, s_stride]
-  float* o = s + kTileRows * s_stride;    // [kTileRows, o_stride]
+  float* p = s + kTileRows * s_stride;    // [kTileRows, s_stride], s as units
+  float* o = p + kTileRows * s_stride;    // [kTileRows, o_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
@@ -125,10 +128,12 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
           }
         }
         l[i] += sum;
+        Op::floats_to_units(s + i * s_stride, num_keys, p + i * s_stride);
       }
       // o <- o + s v
-      gemm<float>(rows, head_dim, num_keys, s, s_stride, values + first * kPanel, kv_len * kPanel,
-                  o, o_stride, /*accumulate=*/first > 0);
+      gemm<scalar_t>(rows, head_dim, num_units<scalar_t>(num_keys), p, s_stride,
+                     values + first / Op::kPerUnit * kPanel, num_units<scalar_t>(kv_len) * kPanel,
+                     o, o_stride, /*accumulate=*/first > 0);
     }
     // o <- o / l
     for (int64_t i = 0; i < rows; ++i) {
