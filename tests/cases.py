@@ -157,6 +157,8 @@ BLOCK_CASES: dict[str, list[Any]] = {
     ],
     "attention_block_": [
         AttentionBlockCase(1, 784, 64, 1, 49),
+        AttentionBlockCase(2, 784, 128, 2, 49),
+        AttentionBlockCase(2, 500, 70, 5, 3),
         AttentionBlockCase(2, 196, 320, 5, 49),
         AttentionBlockCase(1, 50, 512, 8, 50),
         AttentionBlockCase(1, 300, 64, 1, 1000),

@@ -2,6 +2,7 @@
 // queries and the outputs of a tile of tokens stay in the second-level cache, their scores in the
 // first.
 
+#include "cpu/folded_attention_impl.h"
 #include "cpu/layer_norm.h"
 #include "cpu/residual.h"
 #include "cpu/sra_attention_impl.h"

@@ -1,6 +1,6 @@
-// attention_block_ on the CPU. Parallel over tiles of tokens, or, when tokens are too few to keep
-// every thread busy, over columns of the weights and heads. The result depends neither on threads
-// nor on the batch.
+// attention_block_ on the CPU. Parallel over tiles of tokens, with the projections folded into the
+// keys and values where those are few; or, when tokens are too few to keep every thread busy, over
+// columns of the weights and heads. The result depends neither on threads nor on the batch.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -24,6 +24,51 @@
 
 namespace pvt {
 namespace {
+
+// Whether folding the projections into keys and values saves more than it costs per image. Depends
+// on nothing but the shapes of one image, so that neither threads nor the batch change the result.
+bool is_worth_folding(const SraShape& s) {
+  constexpr int64_t kMaxSlots = 512;
+  const int64_t per_head = (s.kv_len + kPackedColumns - 1) / kPackedColumns * kPackedColumns;
+  const int64_t slots = s.num_heads * per_head;
+  // multiply-adds per token, and per image
+  const int64_t apart = 2 * s.C * s.C + (per_head + s.kv_len) * s.C;
+  const int64_t folded = 2 * s.C * slots;
+  const int64_t folding = 2 * per_head * s.C * s.C;
+  return s.head_dim % 2 == 0 && slots <= kMaxSlots && s.N * (apart - folded) > 2 * folding;
+}
+
+template <class scalar_t>
+void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, scalar_t* x) {
+  const int64_t image_size = PVT_BEST_LEVEL(folded_size<scalar_t>)(args);
+  float* query_rows = thread_scratch<Scratch::kShared>(s.C * s.C + s.B * image_size);
+  float* folded = query_rows + s.C * s.C;
+  const auto unpack = PVT_BEST_LEVEL(unpack_query_weight<scalar_t>);
+  parallel_tasks(s.num_heads,
+                 [&](int64_t h) { unpack(args, h, query_rows + h * s.C * s.head_dim); });
+  const auto fold_keys = PVT_BEST_LEVEL(fold_keys<scalar_t>);
+  const auto fold_values = PVT_BEST_LEVEL(fold_values<scalar_t>);
+  const scalar_t* kv_data = static_cast<const scalar_t*>(kv.const_data_ptr());
+  parallel_tasks(2 * s.B * s.num_heads, [&](int64_t task) {
+    const int64_t b = task / 2 / s.num_heads, h = task / 2 % s.num_heads;
+    const scalar_t* k = kv_data + b * kv.stride(0) + h * s.head_dim;
+    float* scratch = thread_scratch(PVT_BEST_LEVEL(fold_scratch_size)(args));
+    if (task % 2 == 0) {
+      fold_keys(args, h, query_rows + h * s.C * s.head_dim, k, kv.stride(1),
+                folded + b * image_size, scratch);
+    } else {
+      fold_values(args, h, k + s.C, kv.stride(1), folded + b * image_size, scratch);
+    }
+  });
+  const RowTiles tiles(s.N, s.B);
+  const auto attention = PVT_BEST_LEVEL(folded_attention_rows<scalar_t>);
+  const int64_t scratch = PVT_BEST_LEVEL(folded_scratch_size<scalar_t>)(args, tiles.height);
+  parallel_tasks(s.B * tiles.count, [&](int64_t task) {
+    const int64_t b = task / tiles.count, tile = task % tiles.count;
+    attention(args, folded + b * image_size, x + (b * s.N + tiles.begin(tile)) * s.C,
+              tiles.rows(tile), thread_scratch(scratch));
+  });
+}
 
 template <class scalar_t>
 void run(const SraShape& s, const AttentionArgs& args, const Tensor& kv, scalar_t* x) {
@@ -116,7 +161,8 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   args.q = {packed_data(q), q_b.data()};
   args.proj = {packed_data(proj), proj_b.data()};
   dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
-    run(s, args, kv_rows, static_cast<decltype(type)*>(x.mutable_data_ptr()));
+    auto* data = static_cast<decltype(type)*>(x.mutable_data_ptr());
+    is_worth_folding(s) ? run_folded(s, args, kv_rows, data) : run(s, args, kv_rows, data);
   });
 }
 

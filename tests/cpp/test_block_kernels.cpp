@@ -165,7 +165,10 @@ void check_mlp(double tolerance) {
 struct AttentionCase {
   int64_t rows, num_heads, head_dim, kv_len;
 };
-constexpr AttentionCase kAttentionCases[] = {{13, 1, 64, 49}, {1, 3, 5, 1}, {7, 2, 33, 20}};
+constexpr AttentionCase kAttentionCases[] = {{13, 1, 64, 49},
+                                             {1, 3, 5, 1},
+                                             {7, 2, 33, 20},
+                                             {9, 3, 6, 17}};
 
 template <class scalar_t, class Level>
 void check_attention(double tolerance) {
@@ -217,6 +220,11 @@ void check_attention(double tolerance) {
     std::vector<scalar_t> out = x;
     Level::template attention<scalar_t>(args, kv, out, c.rows);
     check_close(out, expected, tolerance);
+    if (c.head_dim % 2 == 0) {
+      out = x;
+      Level::template folded_attention<scalar_t>(args, kv, out, c.rows);
+      check_close(out, expected, tolerance);
+    }
   }
 }
 

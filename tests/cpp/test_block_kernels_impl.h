@@ -47,6 +47,21 @@ struct Bodies {
   }
 
   template <class scalar_t>
+  static void folded_attention(const AttentionArgs& args, const std::vector<scalar_t>& kv,
+                               std::vector<scalar_t>& x, int64_t rows) {
+    std::vector<float> folded(folded_size<scalar_t>(args));
+    for (int64_t h = 0; h < args.num_heads; ++h) {
+      std::vector<float> query_rows(args.C * args.head_dim), scratch(fold_scratch_size(args));
+      const scalar_t* k = kv.data() + h * args.head_dim;
+      unpack_query_weight<scalar_t>(args, h, query_rows.data());
+      fold_keys(args, h, query_rows.data(), k, 2 * args.C, folded.data(), scratch.data());
+      fold_values(args, h, k + args.C, 2 * args.C, folded.data(), scratch.data());
+    }
+    std::vector<float> scratch(folded_scratch_size<scalar_t>(args, rows));
+    folded_attention_rows(args, folded.data(), x.data(), rows, scratch.data());
+  }
+
+  template <class scalar_t>
   static std::vector<float> convolve(const PatchArgs& args, const std::vector<scalar_t>& x,
                                      int64_t rows) {
     const int64_t stride = round_up(args.C_out, kPanel);

@@ -1,0 +1,180 @@
+// attention_block_ with the projections folded into the keys and values, for few keys. Part of the
+// body of attention_block_ (foreach_level.h).
+//
+//   q k^T = LayerNorm(x) (Wq^T k^T) + bq k^T        P v Wproj^T = P (v Wproj^T)
+//
+// Once per image the keys and values of every head take the projections in; then a token costs two
+// products with one column per head and key instead of four. A head has round_up(kv_len, kPanel)
+// columns, those beyond its keys zero; all heads' columns side by side are the slots.
+
+#include "cpu/gemm.h"
+#include "cpu/layer_norm.h"
+#include "cpu/residual.h"
+#include "cpu/sra_attention_impl.h"
+
+inline int64_t slots_per_head(const AttentionArgs& args) {
+  return round_up(args.kv_len, kPanel);
+}
+
+inline int64_t num_slots(const AttentionArgs& args) {
+  return args.num_heads * slots_per_head(args);
+}
+
+// The folded keys of an image are panels [slots / kPanel][units of C][kPanel]; its folded values
+// follow, [panels of C][units of slots][kPanel], then the keys' products with the bias, [slots].
+template <class scalar_t>
+inline float* folded_values(const AttentionArgs& args, float* folded) {
+  return folded + packed_size<scalar_t>(args.C, num_slots(args));
+}
+
+template <class scalar_t>
+inline float* folded_bias(const AttentionArgs& args, float* folded) {
+  return folded_values<scalar_t>(args, folded) + packed_size<scalar_t>(num_slots(args), args.C);
+}
+
+template <class scalar_t>
+inline int64_t folded_size(const AttentionArgs& args) {
+  return packed_size<scalar_t>(args.C, num_slots(args)) +
+         packed_size<scalar_t>(num_slots(args), args.C) + num_slots(args);
+}
+
+// rows <- Wq^T of head h, [C, head_dim] floats
+template <class scalar_t>
+inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* rows) {
+  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  const scalar_t* weight = reinterpret_cast<const scalar_t*>(args.q.weight);
+  const int64_t panel_stride = num_units<scalar_t>(args.C) * kPanel;
+  for (int64_t c = 0; c < args.C; ++c) {
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      const int64_t unit =
+          panel_offset(h * args.head_dim + d, panel_stride) + c / per_unit * kPanel;
+      to_float(weight + unit * per_unit + c % per_unit, 1, rows + c * args.head_dim + d);
+    }
+  }
+}
+
+// Floats of working memory that fold_keys() and fold_values() need.
+inline int64_t fold_scratch_size(const AttentionArgs& args) {
+  const int64_t slots = slots_per_head(args);
+  return slots * args.head_dim + 4 * args.head_dim + 2 * slots * round_up(args.C, kPanel);
+}
+
+// Head h of the folded keys and of the bias.
+//   query_rows: see unpack_query_weight   k: [kv_len, head_dim], rows kv_stride apart
+template <class scalar_t>
+inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_rows,
+                      const scalar_t* k, int64_t kv_stride, float* folded, float* scratch) {
+  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head(args);
+  const int64_t depth = num_units<scalar_t>(C);
+  float* keys = scratch;                  // panels [slots / kPanel][head_dim][kPanel]
+  float* rows = keys + slots * head_dim;  // [4, head_dim]
+  float* sums = rows + 4 * head_dim;      // [C, slots]
+  scalar_t* narrow = reinterpret_cast<scalar_t*>(sums + C * slots);  // the same
+  for (int64_t j = 0; j < slots; j += 4) {
+    for (int64_t i = 0; i < 4; ++i) {
+      if (j + i < args.kv_len) {
+        to_float(k + (j + i) * kv_stride, head_dim, rows + i * head_dim);
+      } else {
+        __builtin_memset(rows + i * head_dim, 0, head_dim * sizeof(float));
+      }
+    }
+    float* column = keys + panel_offset(j, head_dim * kPanel);
+    transpose_into_panel(rows, head_dim, head_dim, [=](int64_t d) { return column + d * kPanel; });
+  }
+  float* bias = folded_bias<scalar_t>(args, folded) + h * slots;
+  for (int64_t j = 0; j < slots; ++j) {
+    const float* column = keys + panel_offset(j, head_dim * kPanel);
+    bias[j] = 0.f;
+    for (int64_t d = 0; d < head_dim; ++d) {
+      bias[j] += args.q.bias[h * head_dim + d] * column[d * kPanel];
+    }
+  }
+  gemm<float>(C, slots, head_dim, query_rows, head_dim, keys, head_dim * kPanel, sums, slots,
+              /*accumulate=*/false);
+  from_float(sums, C * slots, narrow);
+  for (int64_t c = 0; c < C; c += per_unit) {
+    for (int64_t j = 0; j < slots; j += kPanel) {
+      Operand<scalar_t>::rows_to_units(
+          narrow + c * slots + j, slots, C - c, kPanel,
+          folded + panel_offset(h * slots + j, depth * kPanel) + c / per_unit * kPanel);
+    }
+  }
+}
+
+// Head h of the folded values.   v: [kv_len, head_dim], rows kv_stride apart; head_dim is even
+template <class scalar_t>
+inline void fold_values(const AttentionArgs& args, int64_t h, const scalar_t* v, int64_t kv_stride,
+                        float* folded, float* scratch) {
+  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  const int64_t head_dim = args.head_dim, slots = slots_per_head(args);
+  const int64_t depth = num_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
+  const int64_t panel_stride = num_units<scalar_t>(num_slots(args)) * kPanel;
+  float* rows = scratch;                                                 // [kv_len, depth]
+  float* sums = rows + slots * depth;                                    // [kv_len, width]
+  scalar_t* narrow = reinterpret_cast<scalar_t*>(sums + slots * width);  // the same
+  for (int64_t j = 0; j < args.kv_len; ++j) {
+    Operand<scalar_t>::to_units(v + j * kv_stride, head_dim, rows + j * depth);
+  }
+  gemm<scalar_t>(args.kv_len, width, depth, rows, depth,
+                 args.proj.weight + h * head_dim / per_unit * kPanel,
+                 num_units<scalar_t>(args.C) * kPanel, sums, width, /*accumulate=*/false);
+  from_float(sums, args.kv_len * width, narrow);
+  float* values = folded_values<scalar_t>(args, folded);
+  for (int64_t j = 0; j < slots; j += per_unit) {
+    for (int64_t c = 0; c < width; c += kPanel) {
+      float* dst = values + c / kPanel * panel_stride + (h * slots + j) / per_unit * kPanel;
+      if (j < args.kv_len) {
+        Operand<scalar_t>::rows_to_units(narrow + j * width + c, width, args.kv_len - j, kPanel,
+                                         dst);
+      } else {
+        __builtin_memset(dst, 0, kPanel * sizeof(float));
+      }
+    }
+  }
+}
+
+// Floats of working memory that folded_attention_rows() needs.
+template <class scalar_t>
+inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
+  const int64_t slots = num_slots(args), width = round_up(args.C, kPanel);
+  return width + rows * (num_units<scalar_t>(args.C) + slots + num_units<scalar_t>(slots) + width);
+}
+
+// x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
+//   x: [rows, C]   folded: the image's keys, values and bias
+template <class scalar_t>
+inline void folded_attention_rows(const AttentionArgs& args, float* folded, scalar_t* x,
+                                  int64_t rows, float* scratch) {
+  const int64_t C = args.C, width = round_up(C, kPanel), depth = num_units<scalar_t>(C);
+  const int64_t slots = num_slots(args), per_head = slots_per_head(args);
+  const int64_t value_depth = num_units<scalar_t>(slots);
+  const int64_t used = round_up(args.kv_len, kLanes);
+  const float* bias = folded_bias<scalar_t>(args, folded);
+  float* row = scratch;                 // [width]
+  float* tokens = row + width;          // [rows, depth]
+  float* s = tokens + rows * depth;     // [rows, slots]
+  float* p = s + rows * slots;          // [rows, value_depth], s as units
+  float* out = p + rows * value_depth;  // [rows, width]
+  layer_norm_to_units(x, rows, C, args.norm, tokens, row);
+  gemm<scalar_t>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
+                 /*accumulate=*/false);
+  add_bias(s, slots, bias, rows, slots);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t h = 0; h < args.num_heads; ++h) {
+      float* head = s + i * slots + h * per_head;
+      float m = -INFINITY;
+      const float inverse = 1.f / softmax_row(head, args.kv_len, args.scale, &m);
+      for (int64_t j = 0; j < used; j += kLanes) {
+        store(head + j, load(head + j) * inverse);
+      }
+      for (int64_t j = used; j < per_head; ++j) {
+        head[j] = 0.f;
+      }
+    }
+    Operand<scalar_t>::floats_to_units(s + i * slots, slots, p + i * value_depth);
+  }
+  gemm<scalar_t>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
+                 value_depth * kPanel, out, width, /*accumulate=*/false);
+  add_residual(out, width, args.proj.bias, rows, C, x, C);
+}
