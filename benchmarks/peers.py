@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.job import Job, NotAvailableError, batches
-from benchmarks.model import with_sdpa
+from benchmarks.sdpa import with_sdpa
 from pvt_ext import PVT, export_torchscript
 
 Run = Callable[[Tensor], Tensor]
