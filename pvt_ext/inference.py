@@ -190,16 +190,20 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
     Returns:
         a PVT whose patch embeddings and blocks are those of this module. All its weights are
         buffers; ``forward`` and ``features`` take images of ``dtype``.
+
+    Raises:
+        ValueError: another dtype, or a model that is packed already.
     """
+    if any(isinstance(module, PackedPatchEmbed) for module in model.modules()):
+        raise ValueError("model: expected one that is not packed yet")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
     packed = deepcopy(model).to(dtype).eval()
     for stage, original in zip(packed.stages, model.stages, strict=True):
         assert isinstance(original, Stage)
         stage.patch_embed = PackedPatchEmbed(original.patch_embed, dtype)
-        stage.blocks = nn.ModuleList(
-            PackedBlock(block, dtype) for block in original.blocks if isinstance(block, Block)
-        )
+        blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
+        stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
     for module in packed.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)

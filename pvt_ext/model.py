@@ -248,7 +248,10 @@ class PVT(nn.Module):
             x, (H, W) = stage.embed(x, True)
             maps.append([])
             for block in stage.blocks:
-                assert isinstance(block, Block)
+                if not isinstance(block, Block):
+                    raise ValueError(
+                        "attention_maps: a packed model has none; ask the model it was packed from"
+                    )
                 maps[-1].append(block.attn.attention_map(block.norm1(x), H, W))
                 x = block(x, H, W)
             if stage.norm is not None:

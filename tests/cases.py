@@ -153,12 +153,14 @@ BLOCK_CASES: dict[str, list[Any]] = {
         KvCase(2, 9, 11, 24, 2),
         KvCase(1, 17, 8, 7, 8),
         KvCase(9, 4, 5, 66, 0),
+        KvCase(11, 20, 20, 320, 0),  # more images than share working memory
         KvCase(1, 5, 3, 131, 3),
     ],
     "attention_block_": [
         AttentionBlockCase(1, 784, 64, 1, 49),
         AttentionBlockCase(2, 784, 128, 2, 49),
         AttentionBlockCase(2, 500, 70, 5, 3),
+        AttentionBlockCase(21, 160, 64, 2, 400),  # more images than share working memory
         AttentionBlockCase(2, 196, 320, 5, 49),
         AttentionBlockCase(1, 50, 512, 8, 50),
         AttentionBlockCase(1, 300, 64, 1, 1000),

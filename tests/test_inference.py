@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
 
+from pvt_ext.export import export_torchscript
 from pvt_ext.inference import pack
 from pvt_ext.packing import pack_convolution, pack_weight, unpack_weight
 
@@ -51,6 +52,16 @@ def test_shapes_that_cannot_be_packed():
         pack_convolution(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"dtype: expected torch.float32 or .*, got torch.float16"):
         pack(mini(), torch.float16)
+
+
+def test_what_a_packed_model_cannot_do(tmp_path):
+    packed = pack(mini())
+    with pytest.raises(ValueError, match="model: expected one that is not packed yet"):
+        pack(packed)
+    with pytest.raises(ValueError, match="model: expected one that is not packed yet"):
+        export_torchscript(packed, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="attention_maps: a packed model has none"):
+        packed.attention_maps(torch.zeros(1, 3, 64, 64))
 
 
 @FAMILY

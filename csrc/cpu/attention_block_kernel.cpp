@@ -38,8 +38,11 @@ bool is_worth_folding(const SraShape& s) {
   return s.head_dim % 2 == 0 && slots <= kMaxSlots && s.N * (apart - folded) > 2 * folding;
 }
 
+// What follows works on s.B images from image `first` on.
+
 template <class scalar_t>
-void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, scalar_t* x) {
+void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, int64_t first,
+                scalar_t* x) {
   const int64_t image_size = PVT_BEST_LEVEL(folded_size<scalar_t>)(args);
   float* query_rows = thread_scratch<Scratch::kShared>(s.C * s.C + s.B * image_size);
   float* folded = query_rows + s.C * s.C;
@@ -48,7 +51,8 @@ void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, 
                  [&](int64_t h) { unpack(args, h, query_rows + h * s.C * s.head_dim); });
   const auto fold_keys = PVT_BEST_LEVEL(fold_keys<scalar_t>);
   const auto fold_values = PVT_BEST_LEVEL(fold_values<scalar_t>);
-  const scalar_t* kv_data = static_cast<const scalar_t*>(kv.const_data_ptr());
+  const scalar_t* kv_data =
+      static_cast<const scalar_t*>(kv.const_data_ptr()) + first * kv.stride(0);
   parallel_tasks(2 * s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / 2 / s.num_heads, h = task / 2 % s.num_heads;
     const scalar_t* k = kv_data + b * kv.stride(0) + h * s.head_dim;
@@ -71,7 +75,8 @@ void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, 
 }
 
 template <class scalar_t>
-void run(const SraShape& s, const AttentionArgs& args, const Tensor& kv, scalar_t* x) {
+void run(const SraShape& s, const AttentionArgs& args, const Tensor& kv, int64_t first,
+         scalar_t* x) {
   const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
   const int64_t C_padded = PVT_BEST_LEVEL(round_up)(s.C, kPackedColumns);
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
@@ -82,7 +87,8 @@ void run(const SraShape& s, const AttentionArgs& args, const Tensor& kv, scalar_
 
   // packed <- kv, head after head
   const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
-  const scalar_t* kv_data = static_cast<const scalar_t*>(kv.const_data_ptr());
+  const scalar_t* kv_data =
+      static_cast<const scalar_t*>(kv.const_data_ptr()) + first * kv.stride(0);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
     const scalar_t* k = kv_data + b * kv.stride(0) + h * s.head_dim;
@@ -161,8 +167,18 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   args.q = {packed_data(q), q_b.data()};
   args.proj = {packed_data(proj), proj_b.data()};
   dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
-    auto* data = static_cast<decltype(type)*>(x.mutable_data_ptr());
-    is_worth_folding(s) ? run_folded(s, args, kv_rows, data) : run(s, args, kv_rows, data);
+    using scalar_t = decltype(type);
+    const bool folds = is_worth_folding(s);
+    const int64_t size =
+        folds ? PVT_BEST_LEVEL(folded_size<scalar_t>)(args)
+              : s.num_heads * PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+    const int64_t at_once = images_at_once(s.B, size);
+    for (int64_t b = 0; b < s.B; b += at_once) {
+      SraShape part = s;
+      part.B = std::min(at_once, s.B - b);
+      scalar_t* data = static_cast<scalar_t*>(x.mutable_data_ptr()) + b * s.N * s.C;
+      folds ? run_folded(part, args, kv_rows, b, data) : run(part, args, kv_rows, b, data);
+    }
   });
 }
 

@@ -20,24 +20,28 @@ inline void gather_patch(const PatchArgs& args, const scalar_t* x, int64_t row, 
                          int64_t count, float* dst) {
   const int64_t per_image = args.out_H * args.out_W;
   const scalar_t* image = x + row / per_image * args.batch_stride;
-  const int64_t top = row % per_image / args.out_W * args.stride - args.padding;
   const int64_t left = row % args.out_W * args.stride - args.padding;
-  for (int64_t t = first; t < first + count; ++t, dst += args.C_in) {
-    const int64_t y = top + t / args.kernel_size, w = left + t % args.kernel_size;
+  int64_t y = row % per_image / args.out_W * args.stride - args.padding + first / args.kernel_size;
+  int64_t w = left + first % args.kernel_size;
+  for (int64_t t = 0; t < count; ++t, dst += args.C_in) {
     if (y < 0 || y >= args.H || w < 0 || w >= args.W) {
       __builtin_memset(dst, 0, args.C_in * sizeof(float));
-      continue;
-    }
-    const scalar_t* pixel = image + y * args.row_stride + w * args.column_stride;
-    if (args.channel_stride == 1) {
-      to_float(pixel, args.C_in, dst);
     } else {
-      for (int64_t c = 0; c < args.C_in; ++c) {
-        to_float(pixel + c * args.channel_stride, 1, dst + c);
+      const scalar_t* pixel = image + y * args.row_stride + w * args.column_stride;
+      if (args.channel_stride == 1) {
+        to_float(pixel, args.C_in, dst);
+      } else {
+        for (int64_t c = 0; c < args.C_in; ++c) {
+          to_float(pixel + c * args.channel_stride, 1, dst + c);
+        }
+      }
+      if (args.input_norm.weight != nullptr) {
+        layer_norm_row(dst, args.C_in, args.input_norm);
       }
     }
-    if (args.input_norm.weight != nullptr) {
-      layer_norm_row(dst, args.C_in, args.input_norm);
+    if (++w == left + args.kernel_size) {  // the next row of the kernel
+      w = left;
+      ++y;
     }
   }
 }

@@ -24,13 +24,15 @@
 namespace pvt {
 namespace {
 
+// s.B images from image `first` on
 template <class scalar_t>
 void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, const Tensor& x,
-         Tensor& out) {
+         int64_t first, Tensor& out) {
   const int64_t rows = s.B * s.kv_len();
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
-  const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());
-  scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
+  const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr()) + first * x.stride(0);
+  scalar_t* out_data =
+      static_cast<scalar_t*>(out.mutable_data_ptr()) + first * s.kv_len() * 2 * s.C;
   float* tokens = thread_scratch<Scratch::kShared>(rows * depth);
 
   if (args.conv.weight == nullptr) {
@@ -97,7 +99,12 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
     args.norm = {sr_norm_w.data(), sr_norm_b.data(), static_cast<float>(sr_eps)};
   }
   dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
-    run<decltype(type)>(s, args, {packed_data(kv), kv_b.data()}, tokens, out);
+    const int64_t at_once = images_at_once(s.B, s.kv_len() * s.C);
+    for (int64_t b = 0; b < s.B; b += at_once) {
+      ReductionShape part = s;
+      part.B = std::min(at_once, s.B - b);
+      run<decltype(type)>(part, args, {packed_data(kv), kv_b.data()}, tokens, b, out);
+    }
   });
   return out;
 }

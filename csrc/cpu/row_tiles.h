@@ -40,4 +40,12 @@ class RowTiles {
   bool too_few_;
 };
 
+// How many images share working memory of `floats` each at a time: 4 MB in all, an equal number per
+// thread. What a large batch needs thus stays bounded, and in cache.
+inline int64_t images_at_once(int64_t images, int64_t floats) {
+  constexpr int64_t kFloats = 1 << 20;
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::min(images, std::max<int64_t>(kFloats / floats / threads, 1) * threads);
+}
+
 }  // namespace pvt
