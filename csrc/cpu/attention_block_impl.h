@@ -4,21 +4,8 @@
 
 #include "cpu/folded_attention_impl.h"
 #include "cpu/layer_norm.h"
-#include "cpu/residual.h"
+#include "cpu/linear.h"
 #include "cpu/sra_attention_impl.h"
-
-// out[:, 0:columns] <- tokens weight^T + bias, columns [begin, begin + columns) of a linear layer
-//   tokens: [rows, depth] units   out: rows out_stride apart, at the range's first column
-//   begin: a multiple of kPanel
-template <class scalar_t>
-inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                           int64_t depth, int64_t begin, int64_t columns, float* out,
-                           int64_t out_stride) {
-  gemm<scalar_t>(rows, columns, depth, tokens, depth,
-                 linear.weight + panel_offset(begin, depth * kPanel), depth * kPanel, out,
-                 out_stride, /*accumulate=*/false);
-  add_bias(out, out_stride, linear.bias + begin, rows, columns);
-}
 
 // Replaces the queries of head h by its output, for rows of one image.
 //   q: [rows, round_up(C, kPanel)] floats   packed: the head's keys and values, see pack_head
@@ -67,16 +54,4 @@ inline void attention_rows(const AttentionArgs& args, const float* packed, scala
   gemm<scalar_t>(rows, C, depth, tokens, depth, args.proj.weight, depth * kPanel, q, stride,
                  /*accumulate=*/false);
   add_residual(q, stride, args.proj.bias, rows, C, x, C);
-}
-
-// x[:, 0:columns] += columns [begin, begin + columns) of proj(out), in the order of
-// attention_rows().   x: [rows, C]   out: [rows, depth] units   sums: scratch, [rows, kTileColumns]
-template <class scalar_t>
-inline void project_columns(const AttentionArgs& args, const float* out, int64_t rows,
-                            int64_t begin, int64_t columns, scalar_t* x, float* sums) {
-  const int64_t depth = num_units<scalar_t>(args.C);
-  gemm<scalar_t>(rows, columns, depth, out, depth,
-                 args.proj.weight + panel_offset(begin, depth * kPanel), depth * kPanel, sums,
-                 kTileColumns, /*accumulate=*/false);
-  add_residual(sums, kTileColumns, args.proj.bias + begin, rows, columns, x + begin, args.C);
 }

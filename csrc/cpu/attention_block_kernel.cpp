@@ -1,19 +1,13 @@
 // attention_block_ on the CPU. Parallel over tiles of tokens, with the projections folded into the
 // keys and values where those are few; or, when tokens are too few to keep every thread busy, over
 // columns of the weights and heads. The result depends neither on threads nor on the batch.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "aten/kernels.h"
 #include "checks.h"
-#include "cpu/args.h"
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
 #include "cpu/row_tiles.h"
@@ -38,106 +32,134 @@ bool is_worth_folding(const SraShape& s) {
   return s.head_dim % 2 == 0 && slots <= kMaxSlots && s.N * (apart - folded) > 2 * folding;
 }
 
-// What follows works on s.B images from image `first` on.
-
+// The images that one step works on: s.B of them.
 template <class scalar_t>
-void run_folded(const SraShape& s, const AttentionArgs& args, const Tensor& kv, int64_t first,
-                scalar_t* x) {
-  const int64_t image_size = PVT_BEST_LEVEL(folded_size<scalar_t>)(args);
-  float* query_rows = thread_scratch<Scratch::kShared>(s.C * s.C + s.B * image_size);
-  float* folded = query_rows + s.C * s.C;
-  const auto unpack = PVT_BEST_LEVEL(unpack_query_weight<scalar_t>);
-  parallel_tasks(s.num_heads,
-                 [&](int64_t h) { unpack(args, h, query_rows + h * s.C * s.head_dim); });
-  const auto fold_keys = PVT_BEST_LEVEL(fold_keys<scalar_t>);
-  const auto fold_values = PVT_BEST_LEVEL(fold_values<scalar_t>);
-  const scalar_t* kv_data =
-      static_cast<const scalar_t*>(kv.const_data_ptr()) + first * kv.stride(0);
-  parallel_tasks(2 * s.B * s.num_heads, [&](int64_t task) {
-    const int64_t b = task / 2 / s.num_heads, h = task / 2 % s.num_heads;
-    const scalar_t* k = kv_data + b * kv.stride(0) + h * s.head_dim;
-    float* scratch = thread_scratch(PVT_BEST_LEVEL(fold_scratch_size)(args));
-    if (task % 2 == 0) {
-      fold_keys(args, h, query_rows + h * s.C * s.head_dim, k, kv.stride(1),
-                folded + b * image_size, scratch);
-    } else {
-      fold_values(args, h, k + s.C, kv.stride(1), folded + b * image_size, scratch);
-    }
-  });
-  const RowTiles tiles(s.N, s.B);
-  const auto attention = PVT_BEST_LEVEL(folded_attention_rows<scalar_t>);
-  const int64_t scratch = PVT_BEST_LEVEL(folded_scratch_size<scalar_t>)(args, tiles.height);
+struct Images {
+  SraShape s;
+  scalar_t* x;  // [B, N, C]
+  const scalar_t* kv;
+  int64_t kv_batch_stride, kv_stride;  // in elements
+
+  const scalar_t* keys(int64_t b, int64_t h) const {
+    return kv + b * kv_batch_stride + h * s.head_dim;
+  }
+  const scalar_t* values(int64_t b, int64_t h) const { return keys(b, h) + s.C; }
+};
+
+// run(image, first token, number of tokens) for every tile of tokens.
+template <class scalar_t, class Run>
+void foreach_tile(const Images<scalar_t>& images, const RowTiles& tiles, const Run& run) {
+  const SraShape& s = images.s;
   parallel_tasks(s.B * tiles.count, [&](int64_t task) {
     const int64_t b = task / tiles.count, tile = task % tiles.count;
-    attention(args, folded + b * image_size, x + (b * s.N + tiles.begin(tile)) * s.C,
-              tiles.rows(tile), thread_scratch(scratch));
+    run(b, images.x + (b * s.N + tiles.begin(tile)) * s.C, tiles.rows(tile));
   });
 }
 
 template <class scalar_t>
-void run(const SraShape& s, const AttentionArgs& args, const Tensor& kv, int64_t first,
-         scalar_t* x) {
-  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
-  const int64_t C_padded = PVT_BEST_LEVEL(round_up)(s.C, kPackedColumns);
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
-  const RowTiles tiles(s.N, s.B);
-  const int64_t rows = tiles.too_few() ? s.B * s.N : 0;  // whose steps are shared by all threads
-  float* packed =
-      thread_scratch<Scratch::kShared>(s.B * s.num_heads * head_size + rows * (C_padded + depth));
+void run_folded(const Images<scalar_t>& images, const AttentionArgs& args) {
+  const SraShape& s = images.s;
+  const int64_t image_size = PVT_BEST_LEVEL(folded_size<scalar_t>)(args);
+  float* query_rows = thread_scratch<Scratch::kShared>(s.C * s.C + s.B * image_size);
+  float* folded = query_rows + s.C * s.C;
 
-  // packed <- kv, head after head
-  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
-  const scalar_t* kv_data =
-      static_cast<const scalar_t*>(kv.const_data_ptr()) + first * kv.stride(0);
-  parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
-    const int64_t b = task / s.num_heads, h = task % s.num_heads;
-    const scalar_t* k = kv_data + b * kv.stride(0) + h * s.head_dim;
-    pack(k, k + s.C, s.kv_len, s.head_dim, kv.stride(1), packed + task * head_size,
-         thread_scratch(4 * s.head_dim));
-  });
+  const auto unpack = PVT_BEST_LEVEL(unpack_query_weight<scalar_t>);
+  const int64_t head_rows = s.C * s.head_dim;
+  parallel_tasks(s.num_heads, [&](int64_t h) { unpack(args, h, query_rows + h * head_rows); });
 
-  if (!tiles.too_few()) {
-    const auto attention = PVT_BEST_LEVEL(attention_rows<scalar_t>);
-    const int64_t scratch = PVT_BEST_LEVEL(attention_scratch_size<scalar_t>)(args, tiles.height);
-    parallel_tasks(s.B * tiles.count, [&](int64_t task) {
-      const int64_t b = task / tiles.count, tile = task % tiles.count;
-      attention(args, packed + b * s.num_heads * head_size, x + (b * s.N + tiles.begin(tile)) * s.C,
-                tiles.rows(tile), thread_scratch(scratch));
-    });
-    return;
-  }
-
-  float* q = packed + s.B * s.num_heads * head_size;  // [rows, C_padded], then the heads' output
-  float* tokens = q + rows * C_padded;                // [rows, depth]
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
-  const auto linear = PVT_BEST_LEVEL(linear_columns<scalar_t>);
-  const auto attend = PVT_BEST_LEVEL(attend_one_head<scalar_t>);
-  const auto project = PVT_BEST_LEVEL(project_columns<scalar_t>);
-  const auto to_units = PVT_BEST_LEVEL(Operand<scalar_t>::floats_to_units);
-  const int64_t columns = PVT_BEST_LEVEL(kTileColumns);
-  const int64_t column_tiles = (s.C + columns - 1) / columns;
-  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    normalise(x + begin * s.C, end - begin, s.C, args.norm, tokens + begin * depth,
-              thread_scratch(s.C));
-  });
-  parallel_tasks(column_tiles, [&](int64_t task) {
-    const int64_t begin = task * columns;
-    linear(args.q, tokens, rows, depth, begin, std::min(columns, s.C - begin), q + begin, C_padded);
-  });
-  parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
-    const int64_t b = task / s.num_heads, h = task % s.num_heads;
-    attend(args, h, q + b * s.N * C_padded, packed + task * head_size, s.N,
-           thread_scratch(PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim)));
-  });
-  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      to_units(q + i * C_padded, s.C, tokens + i * depth);
+  const auto fold_keys = PVT_BEST_LEVEL(fold_keys<scalar_t>);
+  const auto fold_values = PVT_BEST_LEVEL(fold_values<scalar_t>);
+  parallel_tasks(2 * s.B * s.num_heads, [&](int64_t task) {
+    const int64_t b = task / 2 / s.num_heads, h = task / 2 % s.num_heads;
+    float* image = folded + b * image_size;
+    float* scratch = thread_scratch(PVT_BEST_LEVEL(fold_scratch_size)(args));
+    if (task % 2 == 0) {
+      fold_keys(args, h, query_rows + h * head_rows, images.keys(b, h), images.kv_stride, image,
+                scratch);
+    } else {
+      fold_values(args, h, images.values(b, h), images.kv_stride, image, scratch);
     }
   });
+
+  const RowTiles tiles(s.N, s.B);
+  const auto attention = PVT_BEST_LEVEL(folded_attention_rows<scalar_t>);
+  const int64_t scratch = PVT_BEST_LEVEL(folded_scratch_size<scalar_t>)(args, tiles.height);
+  foreach_tile(images, tiles, [&](int64_t b, scalar_t* x, int64_t rows) {
+    attention(args, folded + b * image_size, x, rows, thread_scratch(scratch));
+  });
+}
+
+// Floats of the packed keys and values of one image.
+template <class scalar_t>
+int64_t packed_image_size(const SraShape& s) {
+  return s.num_heads * PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+}
+
+// packed <- keys and values of all images, head after head
+template <class scalar_t>
+void pack_heads(const Images<scalar_t>& images, float* packed) {
+  const SraShape& s = images.s;
+  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
+  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+  parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
+    const int64_t b = task / s.num_heads, h = task % s.num_heads;
+    pack(images.keys(b, h), images.values(b, h), s.kv_len, s.head_dim, images.kv_stride,
+         packed + task * head_size, thread_scratch(4 * s.head_dim));
+  });
+}
+
+template <class scalar_t>
+void run_rows(const Images<scalar_t>& images, const AttentionArgs& args, const RowTiles& tiles) {
+  const int64_t image_size = packed_image_size<scalar_t>(images.s);
+  float* packed = thread_scratch<Scratch::kShared>(images.s.B * image_size);
+  pack_heads(images, packed);
+  const auto attention = PVT_BEST_LEVEL(attention_rows<scalar_t>);
+  const int64_t scratch = PVT_BEST_LEVEL(attention_scratch_size<scalar_t>)(args, tiles.height);
+  foreach_tile(images, tiles, [&](int64_t b, scalar_t* x, int64_t rows) {
+    attention(args, packed + b * image_size, x, rows, thread_scratch(scratch));
+  });
+}
+
+template <class scalar_t>
+void run_columns(const Images<scalar_t>& images, const AttentionArgs& args) {
+  const SraShape& s = images.s;
+  const int64_t rows = s.B * s.N, image_size = packed_image_size<scalar_t>(s);
+  const int64_t stride = PVT_BEST_LEVEL(round_up)(s.C, kPackedColumns);
+  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
+  float* packed = thread_scratch<Scratch::kShared>(s.B * image_size + rows * (stride + depth));
+  float* q = packed + s.B * image_size;  // [rows, stride], then the heads' output
+  float* tokens = q + rows * stride;     // [rows, depth]
+  const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t column_tiles = (s.C + tile - 1) / tile;
+
+  pack_heads(images, packed);
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
+  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
+    normalise(images.x + begin * s.C, end - begin, s.C, args.norm, tokens + begin * depth,
+              thread_scratch(s.C));
+  });
+  const auto linear = PVT_BEST_LEVEL(linear_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {
-    const int64_t begin = task * columns;
-    project(args, tokens, rows, begin, std::min(columns, s.C - begin), x,
-            thread_scratch(rows * columns));
+    const int64_t begin = task * tile;
+    linear(args.q, tokens, rows, depth, begin, std::min(tile, s.C - begin), q + begin, stride);
+  });
+  const auto attend = PVT_BEST_LEVEL(attend_one_head<scalar_t>);
+  parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
+    const int64_t b = task / s.num_heads, h = task % s.num_heads;
+    attend(args, h, q + b * s.N * stride, packed + task * image_size / s.num_heads, s.N,
+           thread_scratch(PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim)));
+  });
+  const auto to_units = PVT_BEST_LEVEL(Operand<scalar_t>::floats_to_units);
+  parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      to_units(q + i * stride, s.C, tokens + i * depth);
+    }
+  });
+  const auto project = PVT_BEST_LEVEL(residual_columns<scalar_t>);
+  parallel_tasks(column_tiles, [&](int64_t task) {
+    const int64_t begin = task * tile;
+    project(args.proj, tokens, rows, depth, begin, std::min(tile, s.C - begin), images.x, s.C,
+            thread_scratch(rows * tile));
   });
 }
 
@@ -169,15 +191,23 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
     using scalar_t = decltype(type);
     const bool folds = is_worth_folding(s);
-    const int64_t size =
-        folds ? PVT_BEST_LEVEL(folded_size<scalar_t>)(args)
-              : s.num_heads * PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
-    const int64_t at_once = images_at_once(s.B, size);
+    const int64_t image_size =
+        folds ? PVT_BEST_LEVEL(folded_size<scalar_t>)(args) : packed_image_size<scalar_t>(s);
+    const int64_t at_once = images_at_once(s.B, image_size);
     for (int64_t b = 0; b < s.B; b += at_once) {
-      SraShape part = s;
-      part.B = std::min(at_once, s.B - b);
-      scalar_t* data = static_cast<scalar_t*>(x.mutable_data_ptr()) + b * s.N * s.C;
-      folds ? run_folded(part, args, kv_rows, b, data) : run(part, args, kv_rows, b, data);
+      Images<scalar_t> images{
+          s, static_cast<scalar_t*>(x.mutable_data_ptr()) + b * s.N * s.C,
+          static_cast<const scalar_t*>(kv_rows.const_data_ptr()) + b * kv_rows.stride(0),
+          kv_rows.stride(0), kv_rows.stride(1)};
+      images.s.B = std::min(at_once, s.B - b);
+      const RowTiles tiles(s.N, images.s.B);
+      if (folds) {
+        run_folded(images, args);
+      } else if (tiles.too_few()) {
+        run_columns(images, args);
+      } else {
+        run_rows(images, args, tiles);
+      }
     }
   });
 }

@@ -1,16 +1,11 @@
 // Parallel over tiles of output tokens or, when those are few, over columns of the weight.
 #include "cpu/convolve.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
 #include "cpu/row_tiles.h"

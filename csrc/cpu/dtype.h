@@ -2,15 +2,11 @@
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include "checks.h"
+#include "cpu/float_types.h"
 
 namespace pvt {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 // Calls run(scalar_t{}) for the three dtypes that have a CPU kernel.
 template <class Run>

@@ -9,7 +9,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
-#include "cpu/residual.h"
+#include "cpu/linear.h"
 #include "cpu/sra_attention_impl.h"
 
 inline int64_t slots_per_head(const AttentionArgs& args) {

@@ -1,12 +1,25 @@
 // Compiles the file named by PVT_KERNEL_BODY once per CPU level, each time in a namespace of its
 // own (pvt::baseline, pvt::avx2, pvt::avx512, pvt::avx512_bf16) with that level's instructions
-// allowed, so one portable binary holds them all and no source needs compiler flags of its own. The
-// including file has included every standard header before, so that nothing shared with other files
-// is emitted with wide instructions. Headers of bodies have guards that next_level.h lifts.
+// allowed, so one portable binary holds them all and no source needs compiler flags of its own.
 //
 //   #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
 //   #include "cpu/foreach_level.h"
 //   ... PVT_BEST_LEVEL(attend)(...)  calls the body's function `attend` of the level in use.
+//
+// Everything that bodies share with other files is included here, before the first level, so that
+// none of it is emitted with wide instructions. Headers of bodies have guards that next_level.h
+// lifts.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+#include "cpu/args.h"
+#include "cpu/cpu_level.h"
+#include "cpu/float_types.h"
+#include "cpu/gelu_table.h"
 
 #if defined(__clang__)
 #define PVT_PRAGMA(text) _Pragma(#text)

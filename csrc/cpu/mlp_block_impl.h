@@ -6,7 +6,7 @@
 #include "cpu/gelu.h"
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
-#include "cpu/residual.h"
+#include "cpu/linear.h"
 
 constexpr int64_t kHiddenBlock = kSumBlock;
 constexpr int64_t kGeluRows = 24;  // rows of sums that wait for their GELU: 6 KB
@@ -68,17 +68,4 @@ inline void mlp_rows(const MlpArgs& args, scalar_t* x, int64_t rows, float* scra
                    out_stride, /*accumulate=*/h > 0);
   }
   add_residual(out, out_stride, args.fc2.bias, rows, C, x, C);
-}
-
-// x[:, begin:begin + count] += hidden fc2 + bias, in the same order of sums as mlp_rows().
-//   x: [rows, C]   hidden: [rows, num_units(hidden)]   begin: a multiple of kTileColumns
-//   sums: scratch, [rows, kTileColumns]   count: at most kTileColumns
-template <class scalar_t>
-inline void output_columns(const MlpArgs& args, const float* hidden, int64_t rows, int64_t begin,
-                           int64_t count, scalar_t* x, float* sums) {
-  const int64_t depth = num_units<scalar_t>(args.hidden);
-  gemm<scalar_t>(rows, count, depth, hidden, depth,
-                 args.fc2.weight + panel_offset(begin, depth * kPanel), depth * kPanel, sums,
-                 kTileColumns, /*accumulate=*/false);
-  add_residual(sums, kTileColumns, args.fc2.bias + begin, rows, count, x + begin, args.C);
 }

@@ -1,21 +1,14 @@
 // mlp_block_ on the CPU. Parallel over tiles of tokens, or, when tokens are too few to keep every
 // thread busy, over columns of the weights, so that each weight is read once. A token's sums are
 // taken in the same order either way: the result depends neither on threads nor on the batch.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "aten/kernels.h"
 #include "checks.h"
-#include "cpu/args.h"
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
-#include "cpu/gelu_table.h"
 #include "cpu/parallel.h"
 #include "cpu/row_tiles.h"
 #include "cpu/scratch.h"
@@ -39,7 +32,7 @@ template <class scalar_t>
 void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
   const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
   const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
-  const auto down = PVT_BEST_LEVEL(output_columns<scalar_t>);
+  const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
   const int64_t C_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.C);
   const int64_t hidden_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.hidden);
@@ -58,7 +51,8 @@ void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
   });
   parallel_tasks((args.C + tile - 1) / tile, [&](int64_t task) {
     const int64_t begin = task * tile;
-    down(args, hidden, rows, begin, std::min(tile, args.C - begin), x, thread_scratch(rows * tile));
+    down(args.fc2, hidden, rows, hidden_units, begin, std::min(tile, args.C - begin), x, args.C,
+         thread_scratch(rows * tile));
   });
 }
 

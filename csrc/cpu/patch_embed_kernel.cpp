@@ -1,18 +1,13 @@
 // patch_embed on the CPU: the convolution as a matrix product on patches that are gathered where
 // they are, pixels or tokens, then LayerNorm and positions.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "aten/kernels.h"
 #include "checks.h"
 #include "cpu/convolve.h"
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"

@@ -2,7 +2,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
-#include "cpu/residual.h"
+#include "cpu/linear.h"
 
 // units <- LayerNorm(sums + bias)   sums: [rows, round_up(C, kPanel)]   units: [rows, num_units(C)]
 template <class scalar_t>
@@ -15,17 +15,14 @@ inline void finish_reduction(const PatchArgs& args, float* sums, int64_t rows, f
   }
 }
 
-// out[:, 0:columns] <- columns [begin, begin + columns) of a linear layer of `size` columns
+// out[:, begin:begin + columns] <- those columns of a layer that has `size`
 //   tokens: [rows, depth] units   out: [rows, size]   begin: a multiple of kTileColumns
 //   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
 template <class scalar_t>
-inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                           int64_t depth, int64_t begin, int64_t columns, int64_t size,
-                           scalar_t* out, float* sums) {
-  gemm<scalar_t>(rows, columns, depth, tokens, depth,
-                 linear.weight + panel_offset(begin, depth * kPanel), depth * kPanel, sums,
-                 kTileColumns, /*accumulate=*/false);
-  add_bias(sums, kTileColumns, linear.bias + begin, rows, columns);
+inline void store_linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
+                                 int64_t depth, int64_t begin, int64_t columns, int64_t size,
+                                 scalar_t* out, float* sums) {
+  linear_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
   for (int64_t i = 0; i < rows; ++i) {
     from_float(sums + i * kTileColumns, columns, out + i * size + begin);
   }

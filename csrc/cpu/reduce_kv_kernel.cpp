@@ -1,18 +1,13 @@
 // reduce_kv on the CPU: the strided convolution, then LayerNorm, then the projection to keys and
 // values. A token's sums are taken in one order whatever the threads.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "aten/kernels.h"
 #include "checks.h"
 #include "cpu/convolve.h"
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
 #include "cpu/row_tiles.h"
@@ -49,7 +44,7 @@ void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, c
   }
 
   // Tiles of rows and columns: no weight is read twice by few rows, no row is left waiting.
-  const auto linear = PVT_BEST_LEVEL(linear_columns<scalar_t>);
+  const auto linear = PVT_BEST_LEVEL(store_linear_columns<scalar_t>);
   const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * s.C;
   const int64_t column_tiles = (size + width - 1) / width;
   const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;

@@ -13,8 +13,7 @@ namespace pvt {
 class RowTiles {
  public:
   static constexpr int64_t kMaxHeight = 108;  // 108 x 512 channels: half of a second-level cache
-  static constexpr int64_t kMinHeight =
-      40;  // below it, reading the weights takes longer than using
+  static constexpr int64_t kMinHeight = 40;   // of fewer, reading weights takes longer than using
 
   explicit RowTiles(int64_t rows, int64_t images = 1, int64_t max_height = kMaxHeight)
       : threads(torch::stable::get_num_threads()), num_rows_(rows) {

@@ -1,17 +1,10 @@
 // spatial_reduction on the CPU. Parallel over output tokens: every one is computed by one thread
 // in one order, so the result does not depend on the number of threads.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
-
 #include "aten/kernels.h"
 #include "checks.h"
-#include "cpu/args.h"
-#include "cpu/cpu_level.h"
 #include "cpu/dtype.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"

@@ -1,27 +1,8 @@
-// The kernel bodies of the packed operators at every CPU level that this processor runs, on buffers
-// of exactly the sizes they ask for, under the address sanitizer, against plain loops in double.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
+// The kernel bodies of the packed operators against plain loops in double.
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <random>
-#include <vector>
 
-#include <doctest/doctest.h>
-
-#include "cpu/args.h"
-#include "cpu/cpu_level.h"
-#include "cpu/gelu_table.h"
-
-namespace pvt {
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-}  // namespace pvt
+#include "kernel_test.h"
 
 #define PVT_KERNEL_BODY "test_block_kernels_impl.h"
 #include "cpu/foreach_level.h"
@@ -30,17 +11,6 @@ namespace {
 
 using pvt::BFloat16;
 using Matrix = std::vector<std::vector<double>>;
-
-template <class scalar_t>
-std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 1) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<scalar_t> values(count);
-  for (scalar_t& value : values) {
-    value = static_cast<scalar_t>(static_cast<float>(size) * normal(generator));
-  }
-  return values;
-}
 
 // [rows, columns] as panels of 16 rows, `group` columns of a row side by side.
 template <class scalar_t>
@@ -286,27 +256,8 @@ void check_level() {
   check_convolution<BFloat16, Level>(1. / 64);
 }
 
-TEST_CASE("packed operators, baseline") {
-  check_level<pvt::baseline::Bodies>();
-}
-#if defined(__x86_64__)
-TEST_CASE("packed operators, avx2") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
-    check_level<pvt::avx2::Bodies>();
-  }
-}
+#define CHECK_BODIES(level) check_level<pvt::level::Bodies>();
 
-TEST_CASE("packed operators, avx512") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
-    check_level<pvt::avx512::Bodies>();
-  }
-}
-
-TEST_CASE("packed operators, avx512_bf16") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512Bf16) {
-    check_level<pvt::avx512_bf16::Bodies>();
-  }
-}
-#endif
+PVT_TEST_EVERY_LEVEL("packed operators", CHECK_BODIES)
 
 }  // namespace

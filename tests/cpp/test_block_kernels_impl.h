@@ -26,8 +26,8 @@ struct Bodies {
     }
     for (int64_t j = 0; j < args.C; j += kTileColumns) {
       std::vector<float> sums(rows * kTileColumns);
-      output_columns(args, hidden.data(), rows, j, std::min<int64_t>(kTileColumns, args.C - j),
-                     x.data(), sums.data());
+      residual_columns(args.fc2, hidden.data(), rows, hidden_units, j,
+                       std::min<int64_t>(kTileColumns, args.C - j), x.data(), args.C, sums.data());
     }
   }
 

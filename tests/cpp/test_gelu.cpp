@@ -1,24 +1,9 @@
 // GELU and exp of the CPU kernels against double, over the whole range of float.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 
-#include <doctest/doctest.h>
-
-#include "cpu/cpu_level.h"
-#include "cpu/gelu_table.h"
-
-namespace pvt {
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-}  // namespace pvt
+#include "kernel_test.h"
 
 #define PVT_KERNEL_BODY "test_gelu_impl.h"
 #include "cpu/foreach_level.h"
@@ -111,24 +96,10 @@ void check_exp(void (*exp)(const float*, int64_t, float*)) {
   CHECK(out[3] == 1.f);
 }
 
-TEST_CASE("gelu and exp, baseline") {
-  check_gelu(pvt::baseline::gelu_of);
-  check_exp(pvt::baseline::exp_of);
-}
-#if defined(__x86_64__)
-TEST_CASE("gelu and exp, avx2") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
-    check_gelu(pvt::avx2::gelu_of);
-    check_exp(pvt::avx2::exp_of);
-  }
-}
+#define CHECK_FUNCTIONS(level)     \
+  check_gelu(pvt::level::gelu_of); \
+  check_exp(pvt::level::exp_of);
 
-TEST_CASE("gelu and exp, avx512") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
-    check_gelu(pvt::avx512::gelu_of);
-    check_exp(pvt::avx512::exp_of);
-  }
-}
-#endif
+PVT_TEST_EVERY_LEVEL("gelu and exp", CHECK_FUNCTIONS)
 
 }  // namespace

@@ -1,25 +1,7 @@
-// The kernel body of spatial_reduction at every CPU level that this processor runs, on buffers of
-// exactly the sizes it asks for, under the address sanitizer, against a plain loop in double.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
+// The kernel body of spatial_reduction against a plain loop in double.
 #include <cmath>
-#include <cstdint>
-#include <random>
-#include <vector>
 
-#include <doctest/doctest.h>
-
-#include "cpu/args.h"
-#include "cpu/cpu_level.h"
-
-namespace pvt {
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-}  // namespace pvt
+#include "kernel_test.h"
 
 #define PVT_KERNEL_BODY "cpu/spatial_reduction_impl.h"
 #include "cpu/foreach_level.h"
@@ -33,17 +15,6 @@ struct Case {
 // Odd grids, channels that fill no vector, one beyond a panel, more rows than a chunk.
 constexpr Case kCases[] = {{2, 5, 7, 6, 2}, {1, 3, 3, 65, 3}, {1, 9, 8, 33, 1}, {1, 8, 9, 16, 8}};
 constexpr float kEps = 1e-5f;
-
-template <class scalar_t>
-std::vector<scalar_t> random_values(int64_t count, unsigned seed, float size = 1) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<scalar_t> values(count);
-  for (scalar_t& value : values) {
-    value = static_cast<scalar_t>(size * normal(generator));
-  }
-  return values;
-}
 
 // LayerNorm(conv(x)) with unit norm weight and no biases, in double
 template <class scalar_t>
@@ -118,25 +89,6 @@ std::vector<double> reduce_in_double(const Case& c, const std::vector<scalar_t>&
   CHECK_LEVEL(level, pvt::BFloat16, 1. / 128) \
   CHECK_LEVEL(level, pvt::Half, 1. / 1024)
 
-TEST_CASE("spatial_reduction, baseline"){CHECK_DTYPES(baseline)}
-#if defined(__x86_64__)
-TEST_CASE("spatial_reduction, avx2") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
-    CHECK_DTYPES(avx2)
-  }
-}
-
-TEST_CASE("spatial_reduction, avx512") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
-    CHECK_DTYPES(avx512)
-  }
-}
-
-TEST_CASE("spatial_reduction, avx512_bf16") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512Bf16) {
-    CHECK_DTYPES(avx512_bf16)
-  }
-}
-#endif
+PVT_TEST_EVERY_LEVEL("spatial_reduction", CHECK_DTYPES)
 
 }  // namespace

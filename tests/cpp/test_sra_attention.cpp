@@ -1,24 +1,7 @@
-// The kernel body of sra_attention at every CPU level that this processor runs, on buffers of
-// exactly the sizes it asks for, under the address sanitizer, against a plain loop in double.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
+// The kernel body of sra_attention against a plain loop in double.
 #include <cmath>
-#include <cstdint>
-#include <random>
-#include <vector>
 
-#include <doctest/doctest.h>
-
-#include "cpu/cpu_level.h"
-
-namespace pvt {
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-}  // namespace pvt
+#include "kernel_test.h"
 
 #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
 #include "cpu/foreach_level.h"
@@ -31,17 +14,6 @@ struct Case {
 
 // Ragged row tiles, a single key, one key beyond a panel and beyond a block, odd head_dim.
 constexpr Case kCases[] = {{13, 49, 64}, {1, 1, 1}, {6, 65, 33}, {7, 513, 8}, {12, 3, 130}};
-
-template <class scalar_t>
-std::vector<scalar_t> random_values(int64_t count, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<scalar_t> values(count);
-  for (scalar_t& value : values) {
-    value = static_cast<scalar_t>(normal(generator));
-  }
-  return values;
-}
 
 // softmax(scale * q k^T) v in double
 template <class scalar_t>
@@ -94,25 +66,6 @@ std::vector<double> attend_in_double(const Case& c, const std::vector<scalar_t>&
   CHECK_LEVEL(level, pvt::BFloat16, 1. / 128) \
   CHECK_LEVEL(level, pvt::Half, 1. / 1024)
 
-TEST_CASE("sra_attention, baseline"){CHECK_DTYPES(baseline)}
-#if defined(__x86_64__)
-TEST_CASE("sra_attention, avx2") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx2) {
-    CHECK_DTYPES(avx2)
-  }
-}
-
-TEST_CASE("sra_attention, avx512") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512) {
-    CHECK_DTYPES(avx512)
-  }
-}
-
-TEST_CASE("sra_attention, avx512_bf16") {
-  if (pvt::cpu_level() >= pvt::CpuLevel::kAvx512Bf16) {
-    CHECK_DTYPES(avx512_bf16)
-  }
-}
-#endif
+PVT_TEST_EVERY_LEVEL("sra_attention", CHECK_DTYPES)
 
 }  // namespace
