@@ -1,0 +1,55 @@
+"""Ways to run something: with other numbers of threads, in many threads, in another process."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def same_bits_for_any_number_of_threads(call: Callable[[], Tensor]) -> bool:
+    threads = torch.get_num_threads()
+    outputs = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            outputs.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    return all(torch.equal(outputs[0], out) for out in outputs)
+
+
+def in_eight_threads(work: Callable[[], None]) -> None:
+    """``work`` eight times at once; the first exception of any is raised here."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=run) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+
+
+def in_a_process(module: str, code: str, **env: str) -> str:
+    """What ``<module>.<code>`` of this folder prints in a Python process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}; {module}.{code}"],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
