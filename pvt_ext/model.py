@@ -110,7 +110,7 @@ class Stage(nn.Module):
         x, (H, W) = self.patch_embed(x, position)
         if cls_token is not None and with_cls:
             cls = cls_token if table is None else cls_token + table[:, :1]
-            x = torch.cat((cls.expand(x.shape[0], -1, -1), x), dim=1)
+            x = torch.cat((cls.expand(x.shape[0], -1, -1).to(x.dtype), x), dim=1)
         return x, (H, W)
 
     def _resize(self, table: Tensor, H: int, W: int) -> Tensor:

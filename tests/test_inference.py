@@ -1,12 +1,11 @@
 """Packed models beside the models they were packed from."""
 
-import threading
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
+from running import in_eight_threads, same_bits_for_any_number_of_threads
 
 from pvt_ext.export import export_torchscript
 from pvt_ext.inference import pack
@@ -117,17 +116,10 @@ def test_input_is_not_changed(specs):
 def test_batch_and_threads_do_not_change_a_bit():
     packed = pack(mini())
     x = torch.randn(5, 3, 96, 64)
-    threads = torch.get_num_threads()
-    try:
-        outputs = []
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            # The head is PyTorch's own product, whose sums do depend on the batch.
-            outputs.append(packed.forward_features(x))
-    finally:
-        torch.set_num_threads(threads)
+    # The head is PyTorch's own product, whose sums do depend on the batch.
+    assert same_bits_for_any_number_of_threads(lambda: packed.forward_features(x))
     single = torch.cat([packed.forward_features(x[i : i + 1]) for i in range(5)])
-    assert all(torch.equal(out, single) for out in outputs)
+    assert torch.equal(packed.forward_features(x), single)
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,16 +134,10 @@ def test_any_size(H, W, B, v2):
 def test_one_model_in_many_threads():
     packed = torch.jit.script(pack(mini()))
     x = torch.randn(2, 3, 64, 96)
-    expected, wrong = packed(x), []
+    expected = packed(x)
 
     def work():
         for _ in range(10):
-            if not torch.equal(packed(x), expected):
-                wrong.append(1)
+            assert torch.equal(packed(x), expected)
 
-    workers = [threading.Thread(target=work) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
+    in_eight_threads(work)
