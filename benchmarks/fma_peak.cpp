@@ -29,64 +29,34 @@ struct Peak {
 
 #if defined(__x86_64__)
 
-#define PVT_CHAINS(Vector, zero, step)                             \
-  Vector sums[kChains];                                            \
-  for (Vector & sum : sums)                                        \
-    sum = zero;                                                    \
-  for (int64_t i = 0; i < kSteps; ++i) {                           \
-    _Pragma("GCC unroll 12") for (Vector & sum : sums) sum = step; \
+// A Kernel named `name`: independent chains of sum = `step`, which may use a and b.
+#define PVT_KERNEL(name, isa, Vector, start, other, step, first_lane) \
+  __attribute__((target(isa))) float name(float seed) {               \
+    const Vector a = start;                                           \
+    const auto b = other;                                             \
+    Vector sums[kChains];                                             \
+    for (Vector & sum : sums)                                         \
+      sum = a;                                                        \
+    for (int64_t i = 0; i < kSteps; ++i) {                            \
+      _Pragma("GCC unroll 12") for (Vector & sum : sums) sum = step;  \
+    }                                                                 \
+    float out = 0;                                                    \
+    for (const Vector& sum : sums)                                    \
+      out += static_cast<float>(first_lane(sum));                     \
+    return out;                                                       \
   }
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-float fp32_avx2(float seed) {
-  const __m256 a = _mm256_set1_ps(seed), b = _mm256_set1_ps(0.5f);
-  PVT_CHAINS(__m256, a, _mm256_fmadd_ps(sum, b, a))
-  float out = 0;
-  for (const __m256& sum : sums)
-    out += _mm256_cvtss_f32(sum);
-  return out;
-}
-#pragma GCC pop_options
+PVT_KERNEL(fp32_avx2, "avx2,fma", __m256, _mm256_set1_ps(seed), _mm256_set1_ps(0.5f),
+           _mm256_fmadd_ps(sum, b, a), _mm256_cvtss_f32)
+PVT_KERNEL(fp32_avx512, "avx512f", __m512, _mm512_set1_ps(seed), _mm512_set1_ps(0.5f),
+           _mm512_fmadd_ps(sum, b, a), _mm512_cvtss_f32)
+PVT_KERNEL(bf16_avx512, "avx512f,avx512bf16", __m512, _mm512_set1_ps(seed),
+           _mm512_cvtne2ps_pbh(a, a), _mm512_dpbf16_ps(sum, b, b), _mm512_cvtss_f32)
+PVT_KERNEL(int8_avx512, "avx512f,avx512vnni", __m512i,
+           _mm512_set1_epi8(static_cast<char>(seed * 4)), a, _mm512_dpbusd_epi32(sum, b, b),
+           _mm512_cvtsi512_si32)
 
-#pragma GCC push_options
-#pragma GCC target("avx512f")
-float fp32_avx512(float seed) {
-  const __m512 a = _mm512_set1_ps(seed), b = _mm512_set1_ps(0.5f);
-  PVT_CHAINS(__m512, a, _mm512_fmadd_ps(sum, b, a))
-  float out = 0;
-  for (const __m512& sum : sums)
-    out += _mm512_cvtss_f32(sum);
-  return out;
-}
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bf16")
-float bf16_avx512(float seed) {
-  const __m512 a = _mm512_set1_ps(seed);
-  const __m512bh pairs = _mm512_cvtne2ps_pbh(a, a);
-  PVT_CHAINS(__m512, a, _mm512_dpbf16_ps(sum, pairs, pairs))
-  float out = 0;
-  for (const __m512& sum : sums)
-    out += _mm512_cvtss_f32(sum);
-  return out;
-}
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vnni")
-float int8_avx512(float seed) {
-  const __m512i a = _mm512_set1_epi8(static_cast<char>(seed * 4));
-  PVT_CHAINS(__m512i, a, _mm512_dpbusd_epi32(sum, a, a))
-  int64_t out = 0;
-  for (const __m512i& sum : sums)
-    out += _mm512_cvtsi512_si32(sum);
-  return static_cast<float>(out);
-}
-#pragma GCC pop_options
-
-#undef PVT_CHAINS
+#undef PVT_KERNEL
 
 Peak peak_of(int kind) {
   const auto count = [](int lanes) { return int64_t{2} * lanes * kChains * kSteps; };
