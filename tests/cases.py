@@ -233,9 +233,9 @@ def assert_as_exact(
     """The error of ``op`` against float64 is at most twice PyTorch's own at the same dtype.
 
     PyTorch's is that of ``formula``, the reference; in float64 it is the truth. Errors are root
-    mean squares over all values of all draws. The largest single error is a matter of luck (one score
-    that is rounded badly), so of it eight times PyTorch's are allowed: it finds a value that is
-    wrong among many that are right. Where PyTorch happens to be exact, what rounding the result
+    mean squares over all values of all draws. The largest single error is a matter of luck (one
+    score that is rounded badly), so of it eight times PyTorch's are allowed: it finds a value that
+    is wrong among many that are right. Where PyTorch happens to be exact, what rounding the result
     takes is granted, in float64, where the truth itself is rounded, 64 times that.
     """
     errors, torch_errors, truths = [], [], []

@@ -28,7 +28,7 @@ inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, cons
 template <class scalar_t>
 inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
   return rows * (round_up(args.C, kPanel) + num_units<scalar_t>(args.C)) +
-         round_up(args.C, kPanel) + attend_scratch_size(args.head_dim);
+         attend_scratch_size(args.head_dim);
 }
 
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
@@ -37,11 +37,10 @@ template <class scalar_t>
 inline void attention_rows(const AttentionArgs& args, const float* packed, scalar_t* x,
                            int64_t rows, float* scratch) {
   const int64_t C = args.C, stride = round_up(C, kPanel), depth = num_units<scalar_t>(C);
-  float* row = scratch;               // [stride]
-  float* q = row + stride;            // [rows, stride], then the heads' output
+  float* q = scratch;                 // [rows, stride], then the heads' output
   float* tokens = q + rows * stride;  // [rows, depth]
   float* attend_scratch = tokens + rows * depth;
-  layer_norm_to_units(x, rows, C, args.norm, tokens, row);
+  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   linear_columns<scalar_t>(args.q, tokens, rows, depth, 0, C, q, stride);
   for (int64_t h = 0; h < args.num_heads; ++h) {
     attend_one_head<scalar_t>(args, h, q,

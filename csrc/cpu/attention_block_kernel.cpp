@@ -133,10 +133,9 @@ void run_columns(const Images<scalar_t>& images, const AttentionArgs& args) {
   const int64_t column_tiles = (s.C + tile - 1) / tile;
 
   pack_heads(images, packed);
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    normalise(images.x + begin * s.C, end - begin, s.C, args.norm, tokens + begin * depth,
-              thread_scratch(s.C));
+    normalise(images.x + begin * s.C, s.C, end - begin, s.C, args.norm, tokens + begin * depth);
   });
   const auto linear = PVT_BEST_LEVEL(linear_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {

@@ -72,7 +72,7 @@ inline void from_float(const float* src, int64_t count, Half* dst) {
   }
 }
 
-// A whole vector of them.
+// A whole vector of them, or the first `count` lanes of one; the rest is zero.
 template <class scalar_t>
 inline Vec load_floats(const scalar_t* src) {
   float values[kLanes];
@@ -81,10 +81,24 @@ inline Vec load_floats(const scalar_t* src) {
 }
 
 template <class scalar_t>
+inline Vec load_floats(const scalar_t* src, int64_t count) {
+  float values[kLanes] = {};
+  to_float(src, count, values);
+  return load(values);
+}
+
+template <class scalar_t>
 inline void store_floats(Vec v, scalar_t* dst) {
   float values[kLanes];
   store(values, v);
   from_float(values, kLanes, dst);
+}
+
+template <class scalar_t>
+inline void store_floats(Vec v, int64_t count, scalar_t* dst) {
+  float values[kLanes];
+  store(values, v);
+  from_float(values, count, dst);
 }
 
 #endif  // PVT_BODY_CONVERT

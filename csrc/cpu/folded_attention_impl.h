@@ -138,7 +138,7 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const scalar_t* v,
 template <class scalar_t>
 inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
   const int64_t slots = num_slots(args), width = round_up(args.C, kPanel);
-  return width + rows * (num_units<scalar_t>(args.C) + slots + num_units<scalar_t>(slots) + width);
+  return rows * (num_units<scalar_t>(args.C) + slots + num_units<scalar_t>(slots) + width);
 }
 
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
@@ -151,12 +151,11 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, scal
   const int64_t value_depth = num_units<scalar_t>(slots);
   const int64_t used = round_up(args.kv_len, kLanes);
   const float* bias = folded_bias<scalar_t>(args, folded);
-  float* row = scratch;                 // [width]
-  float* tokens = row + width;          // [rows, depth]
+  float* tokens = scratch;              // [rows, depth]
   float* s = tokens + rows * depth;     // [rows, slots]
   float* p = s + rows * slots;          // [rows, value_depth], s as units
   float* out = p + rows * value_depth;  // [rows, width]
-  layer_norm_to_units(x, rows, C, args.norm, tokens, row);
+  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   gemm<scalar_t>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
                  /*accumulate=*/false);
   add_bias(s, slots, bias, rows, slots);

@@ -69,11 +69,11 @@ namespace pvt::avx512_bf16 {
 PVT_TARGET_END
 #include "cpu/next_level.h"
 
-#define PVT_BEST_LEVEL(function)                                       \
-  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::function \
-   : ::pvt::cpu_level() == CpuLevel::kAvx512   ? avx512::function      \
-   : ::pvt::cpu_level() == CpuLevel::kAvx2     ? avx2::function        \
-                                               : baseline::function)
+#define PVT_BEST_LEVEL(...)                                               \
+  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
+   : ::pvt::cpu_level() == CpuLevel::kAvx512   ? avx512::__VA_ARGS__      \
+   : ::pvt::cpu_level() == CpuLevel::kAvx2     ? avx2::__VA_ARGS__        \
+                                               : baseline::__VA_ARGS__)
 #else
-#define PVT_BEST_LEVEL(function) (baseline::function)
+#define PVT_BEST_LEVEL(...) (baseline::__VA_ARGS__)
 #endif

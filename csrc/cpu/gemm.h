@@ -21,9 +21,11 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 }
 
 // How inputs of type scalar_t are multiplied. Everything but bfloat16 is widened to float.
+//   Element: what a unit is made of
 //   kSteps: multiply-adds per unit; step s multiplies part(left, s) by part(right, s)
 template <class scalar_t>
 struct Operand {
+  using Element = float;
   static constexpr int kPerUnit = 1;
   static constexpr int kSteps = 1;
 
@@ -48,6 +50,7 @@ struct Operand {
 
 template <>
 struct Operand<BFloat16> {
+  using Element = BFloat16;
   static constexpr int kPerUnit = 2;
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
   static constexpr int kSteps = 1;

@@ -1,57 +1,110 @@
-// LayerNorm of one row. Part of a kernel body (foreach_level.h).
+// LayerNorm of rows, four at a time. Part of a kernel body (foreach_level.h).
+//
+// One row is a chain of reductions, a square root and a division, each waiting for the one before;
+// four rows side by side take hardly longer than one.
 #ifndef PVT_BODY_LAYER_NORM
 #define PVT_BODY_LAYER_NORM
 
 #include "cpu/gemm.h"
 
-// y <- (x - mean(x)) / sqrt(var(x) + eps) * weight + bias   for one row of C floats, in place
-inline void layer_norm_row(float* x, int64_t C, const NormArgs& norm) {
-  int64_t c = 0;
-  Vec partial{};
-  for (; c + kLanes <= C; c += kLanes) {
-    partial += load(x + c);
+constexpr int kNormRows = 4;
+
+// Sums of the lanes of four vectors.
+inline Quad reduce_add_four(const Vec* v) {
+  const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+  const Quad ab = shuffle<0, 4, 1, 5>(a, b) + shuffle<2, 6, 3, 7>(a, b);
+  const Quad cd = shuffle<0, 4, 1, 5>(c, d) + shuffle<2, 6, 3, 7>(c, d);
+  return shuffle<0, 1, 4, 5>(ab, cd) + shuffle<2, 3, 6, 7>(ab, cd);
+}
+
+// y[i] <- (x[i] - mean(x[i])) / sqrt(var(x[i]) + eps) * weight + bias   for four rows of C elements
+// Rows may be equal, and y may be x.
+template <class In, class Out>
+inline void layer_norm_four(const In* const* x, int64_t C, const NormArgs& norm, Out* const* y) {
+  const int64_t whole = C / kLanes * kLanes, rest = C - whole;
+  const float size = static_cast<float>(C);
+  Vec partial[kNormRows] = {};
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    for (int i = 0; i < kNormRows; ++i) {
+      partial[i] += load_floats(x[i] + c);
+    }
   }
-  float sum = reduce_add(partial);
-  for (; c < C; ++c) {
-    sum += x[c];
+  if (rest > 0) {
+    for (int i = 0; i < kNormRows; ++i) {
+      partial[i] += load_floats(x[i] + whole, rest);
+    }
   }
-  const float mean = sum / static_cast<float>(C);
-  partial = Vec{};
-  for (c = 0; c + kLanes <= C; c += kLanes) {
-    const Vec centred = load(x + c) - mean;
-    partial = fmadd(centred, centred, partial);
+  const Quad mean = reduce_add_four(partial) / size;
+  for (int i = 0; i < kNormRows; ++i) {
+    partial[i] = Vec{};
   }
-  float square = reduce_add(partial);
-  for (; c < C; ++c) {
-    square += (x[c] - mean) * (x[c] - mean);
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    for (int i = 0; i < kNormRows; ++i) {
+      const Vec centred = load_floats(x[i] + c) - mean[i];
+      partial[i] = fmadd(centred, centred, partial[i]);
+    }
   }
-  const float scale = 1.f / std::sqrt(square / static_cast<float>(C) + norm.eps);
-  for (c = 0; c + kLanes <= C; c += kLanes) {
-    const Vec normal = (load(x + c) - mean) * scale;
-    store(x + c, fmadd(normal, load(norm.weight + c), load(norm.bias + c)));
+  if (rest > 0) {
+    for (int i = 0; i < kNormRows; ++i) {
+      const Vec centred = first_lanes(load_floats(x[i] + whole, rest) - mean[i], rest, 0.f);
+      partial[i] = fmadd(centred, centred, partial[i]);
+    }
   }
-  for (; c < C; ++c) {
-    x[c] = (x[c] - mean) * scale * norm.weight[c] + norm.bias[c];
+  const Quad variance = reduce_add_four(partial) / size;
+  Quad scale;
+  for (int i = 0; i < kNormRows; ++i) {
+    scale[i] = 1.f / std::sqrt(variance[i] + norm.eps);
+  }
+  // All rows are read before the first is written: they may be equal.
+  Vec values[kNormRows];
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    const Vec weight = load(norm.weight + c), bias = load(norm.bias + c);
+    for (int i = 0; i < kNormRows; ++i) {
+      values[i] = fmadd((load_floats(x[i] + c) - mean[i]) * scale[i], weight, bias);
+    }
+    for (int i = 0; i < kNormRows; ++i) {
+      store_floats(values[i], y[i] + c);
+    }
+  }
+  if (rest > 0) {
+    const Vec weight = load_floats(norm.weight + whole, rest);
+    const Vec bias = load_floats(norm.bias + whole, rest);
+    for (int i = 0; i < kNormRows; ++i) {
+      values[i] = fmadd((load_floats(x[i] + whole, rest) - mean[i]) * scale[i], weight, bias);
+    }
+    for (int i = 0; i < kNormRows; ++i) {
+      store_floats(values[i], rest, y[i] + whole);
+    }
   }
 }
 
-// row <- LayerNorm(row + bias)   row: [C] floats, in place
-inline void bias_layer_norm_row(float* row, int64_t C, const float* bias, const NormArgs& norm) {
-  for (int64_t c = 0; c < C; ++c) {
-    row[c] += bias[c];
+// y <- LayerNorm(x), row by row.   x: rows x_stride apart   y: rows y_stride apart, or x itself
+template <class In, class Out>
+inline void layer_norm_rows(const In* x, int64_t x_stride, int64_t rows, int64_t C,
+                            const NormArgs& norm, Out* y, int64_t y_stride) {
+  for (int64_t i = 0; i < rows; i += kNormRows) {
+    const In* from[kNormRows];
+    Out* to[kNormRows];
+    for (int64_t j = 0; j < kNormRows; ++j) {
+      const int64_t row = i + j < rows ? i + j : rows - 1;
+      from[j] = x + row * x_stride;
+      to[j] = y + row * y_stride;
+    }
+    layer_norm_four(from, C, norm, to);
   }
-  layer_norm_row(row, C, norm);
 }
 
-// units <- LayerNorm(x), row by row, as the left-hand side of a matrix product.
-//   x: [rows, C]   units: [rows, num_units(C)]   row: scratch, [C]
-template <class scalar_t>
-inline void layer_norm_to_units(const scalar_t* x, int64_t rows, int64_t C, const NormArgs& norm,
-                                float* units, float* row) {
-  for (int64_t i = 0; i < rows; ++i) {
-    to_float(x + i * C, C, row);
-    layer_norm_row(row, C, norm);
-    Operand<scalar_t>::floats_to_units(row, C, units + i * num_units<scalar_t>(C));
+// The same into rows of units (gemm.h), the left-hand side of a matrix product.
+//   units: [rows, num_units(C)]
+template <class scalar_t, class In>
+inline void layer_norm_to_units(const In* x, int64_t x_stride, int64_t rows, int64_t C,
+                                const NormArgs& norm, float* units) {
+  using Op = Operand<scalar_t>;
+  typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);
+  const int64_t stride = num_units<scalar_t>(C) * Op::kPerUnit;
+  layer_norm_rows(x, x_stride, rows, C, norm, out, stride);
+  for (int64_t i = 0; i < rows && C < stride; ++i) {
+    out[i * stride + C] = typename Op::Element(0.f);  // the pair of the last one
   }
 }
 

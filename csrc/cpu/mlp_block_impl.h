@@ -45,7 +45,7 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
 template <class scalar_t>
 inline int64_t mlp_scratch_size(int64_t rows, int64_t C) {
   return rows * (num_units<scalar_t>(C) + round_up(C, kPanel) + num_units<scalar_t>(kHiddenBlock)) +
-         round_up(C, kPanel) + kHiddenScratchSize;
+         kHiddenScratchSize;
 }
 
 // x <- x + fc2(gelu(fc1(LayerNorm(x))))   x: [rows, C]
@@ -54,12 +54,11 @@ inline void mlp_rows(const MlpArgs& args, scalar_t* x, int64_t rows, float* scra
   constexpr int64_t hidden_stride = kHiddenBlock / Operand<scalar_t>::kPerUnit;
   const int64_t C = args.C, out_stride = round_up(C, kPanel);
   const int64_t panel_stride = num_units<scalar_t>(args.hidden) * kPanel;
-  float* row = scratch;                           // [out_stride]
-  float* sums = row + out_stride;                 // [kGeluRows, kTileColumns]
+  float* sums = scratch;                          // [kGeluRows, kTileColumns]
   float* out = sums + kHiddenScratchSize;         // [rows, out_stride]
   float* hidden = out + rows * out_stride;        // [rows, hidden_stride]
   float* tokens = hidden + rows * hidden_stride;  // [rows, num_units(C)]
-  layer_norm_to_units(x, rows, C, args.norm, tokens, row);
+  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
     hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums);

@@ -30,7 +30,7 @@ void run_rows(const MlpArgs& args, const RowTiles& tiles, scalar_t* x) {
 
 template <class scalar_t>
 void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
   const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
@@ -41,8 +41,7 @@ void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
   float* hidden = tokens + rows * C_units;
 
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    normalise(x + begin * args.C, end - begin, args.C, args.norm, tokens + begin * C_units,
-              thread_scratch(args.C));
+    normalise(x + begin * args.C, args.C, end - begin, args.C, args.norm, tokens + begin * C_units);
   });
   parallel_tasks((args.hidden + tile - 1) / tile, [&](int64_t task) {
     const int64_t begin = task * tile;

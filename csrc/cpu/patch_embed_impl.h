@@ -2,20 +2,24 @@
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 
 // Rows [begin, begin + rows) of out <- LayerNorm(sums + bias) + position
 //   sums: [rows, round_up(C, kPanel)], of these rows   position: [N, C] or null   out: [B * N, C]
 template <class scalar_t>
 inline void finish_patches(const PatchArgs& args, float* sums, int64_t begin, int64_t rows,
                            const float* position, scalar_t* out) {
-  const int64_t C = args.C_out, N = args.out_H * args.out_W;
+  const int64_t C = args.C_out, N = args.out_H * args.out_W, stride = round_up(C, kPanel);
+  add_bias(sums, stride, args.conv.bias, rows, C);
+  if (position == nullptr) {
+    layer_norm_rows(sums, stride, rows, C, args.norm, out + begin * C, C);
+    return;
+  }
+  layer_norm_rows(sums, stride, rows, C, args.norm, sums, stride);
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = sums + i * round_up(C, kPanel);
-    bias_layer_norm_row(row, C, args.conv.bias, args.norm);
-    if (position != nullptr) {
-      for (int64_t c = 0; c < C; ++c) {
-        row[c] += position[(begin + i) % N * C + c];
-      }
+    float* row = sums + i * stride;
+    for (int64_t c = 0; c < C; ++c) {
+      row[c] += position[(begin + i) % N * C + c];
     }
     from_float(row, C, out + (begin + i) * C);
   }

@@ -7,12 +7,9 @@
 // units <- LayerNorm(sums + bias)   sums: [rows, round_up(C, kPanel)]   units: [rows, num_units(C)]
 template <class scalar_t>
 inline void finish_reduction(const PatchArgs& args, float* sums, int64_t rows, float* units) {
-  const int64_t C = args.C_out, depth = num_units<scalar_t>(C);
-  for (int64_t i = 0; i < rows; ++i) {
-    float* row = sums + i * round_up(C, kPanel);
-    bias_layer_norm_row(row, C, args.conv.bias, args.norm);
-    Operand<scalar_t>::floats_to_units(row, C, units + i * depth);
-  }
+  const int64_t C = args.C_out, stride = round_up(C, kPanel);
+  add_bias(sums, stride, args.conv.bias, rows, C);
+  layer_norm_to_units<scalar_t>(sums, stride, rows, C, args.norm, units);
 }
 
 // out[:, begin:begin + columns] <- those columns of a layer that has `size`

@@ -31,10 +31,10 @@ void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, c
   float* tokens = thread_scratch<Scratch::kShared>(rows * depth);
 
   if (args.conv.weight == nullptr) {
-    const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
+    const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
     parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-      normalise(x_data + begin * s.C, end - begin, s.C, args.input_norm, tokens + begin * depth,
-                thread_scratch(s.C));
+      normalise(x_data + begin * s.C, s.C, end - begin, s.C, args.input_norm,
+                tokens + begin * depth);
     });
   } else {
     const auto finish = PVT_BEST_LEVEL(finish_reduction<scalar_t>);

@@ -6,6 +6,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 
 constexpr int64_t kChunkRows = 48;
 
@@ -96,13 +97,7 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
       }
     }
     // out <- LayerNorm(sums + bias)
-    for (int64_t i = 0; i < chunk_rows; ++i) {
-      float* row = sums + i * sum_stride;
-      for (int64_t c = 0; c < C; ++c) {
-        row[c] += args.conv.bias[c];
-      }
-      layer_norm_row(row, C, args.norm);
-      from_float(row, C, out + (chunk + i) * C);
-    }
+    add_bias(sums, sum_stride, args.conv.bias, chunk_rows, C);
+    layer_norm_rows(sums, sum_stride, chunk_rows, C, args.norm, out + chunk * C, C);
   }
 }

@@ -85,14 +85,20 @@ inline Quad shuffle(Quad x, Quad y) {
 #endif
 }
 
-// Both reductions fold the vector to four lanes, then those in order: the same order at every call.
-inline float reduce_add(Vec v) {
+// The sums of every fourth lane.
+inline Quad fold(Vec v) {
   Quad parts[kLanes / 4];
   __builtin_memcpy(parts, &v, sizeof v);
   for (int i = 1; i < kLanes / 4; ++i) {
     parts[0] += parts[i];
   }
-  return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
+  return parts[0];
+}
+
+// Both reductions fold the vector to four lanes, then those in order: the same order at every call.
+inline float reduce_add(Vec v) {
+  const Quad sums = fold(v);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 inline float reduce_max(Vec v) {

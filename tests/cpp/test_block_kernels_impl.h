@@ -15,8 +15,8 @@ struct Bodies {
   template <class scalar_t>
   static void mlp_by_columns(const MlpArgs& args, std::vector<scalar_t>& x, int64_t rows) {
     const int64_t hidden_units = num_units<scalar_t>(args.hidden);
-    std::vector<float> tokens(rows * num_units<scalar_t>(args.C)), row(args.C);
-    layer_norm_to_units(x.data(), rows, args.C, args.norm, tokens.data(), row.data());
+    std::vector<float> tokens(rows * num_units<scalar_t>(args.C));
+    layer_norm_to_units<scalar_t>(x.data(), args.C, rows, args.C, args.norm, tokens.data());
     std::vector<float> hidden(rows * hidden_units);
     for (int64_t j = 0; j < args.hidden; j += kTileColumns) {
       std::vector<float> sums(kHiddenScratchSize);
