@@ -66,6 +66,13 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor,
         first_name, ", got another device");
 }
 
+// The tokens x [B, N, C] form a grid of H rows and W columns.
+inline void check_grid(const char* op, const Tensor& x, int64_t H, int64_t W) {
+  // By division: H * W may not fit.
+  check(H >= 1 && W >= 1 && x.size(1) % H == 0 && x.size(1) / H == W, op,
+        ": expected x of shape [B, H * W, C] with H = ", H, ", W = ", W, ", got ", shape(x));
+}
+
 struct SraShape {
   int64_t B, N, C, kv_len, num_heads, head_dim;
 };
@@ -102,9 +109,7 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
         ": expected x of dtype float32, float64, float16 or bfloat16, got ",
         dtype_name(x.scalar_type()));
   check(x.dim() == 3, op, ": expected x of shape [B, H * W, C], got ", shape(x));
-  // By division: H * W may not fit.
-  check(H >= 1 && W >= 1 && x.size(1) % H == 0 && x.size(1) / H == W, op,
-        ": expected x of shape [B, H * W, C] with H = ", H, ", W = ", W, ", got ", shape(x));
+  check_grid(op, x, H, W);
   check(sr_ratio >= 1, op, ": expected sr_ratio of at least 1, got ", sr_ratio);
   check(H >= sr_ratio && W >= sr_ratio, op, ": expected a token grid of at least ", sr_ratio, "x",
         sr_ratio, " (sr_ratio), got ", H, "x", W);
@@ -137,16 +142,22 @@ inline void check_tokens(const char* op, const Tensor& x) {
   check(x.is_contiguous(), op, ": expected x contiguous, since it is changed in place");
 }
 
+// `tensor` lives where x does and is float32 or of x's dtype.
+inline void check_float_or_like(const char* op, const char* name, const Tensor& tensor,
+                                const Tensor& x) {
+  check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == x.scalar_type(), op,
+        ": expected ", name, " of dtype float32 or ", dtype_name(x.scalar_type()), " like x, got ",
+        dtype_name(tensor.scalar_type()));
+  check(tensor.device() == x.device(), op, ": expected ", name,
+        " on the device of x, got another device");
+}
+
 // `vector`: [size], float32 or the dtype of x.
 inline void check_vector(const char* op, const char* name, const Tensor& vector, int64_t size,
                          const Tensor& x) {
   check(vector.dim() == 1 && vector.size(0) == size, op, ": expected ", name, " of shape [", size,
         "], got ", shape(vector));
-  check(vector.scalar_type() == ScalarType::Float || vector.scalar_type() == x.scalar_type(), op,
-        ": expected ", name, " of dtype float32 or ", dtype_name(x.scalar_type()), " like x, got ",
-        dtype_name(vector.scalar_type()));
-  check(vector.device() == x.device(), op, ": expected ", name,
-        " on the device of x, got another device");
+  check_float_or_like(op, name, vector, x);
 }
 
 // `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up.
@@ -169,10 +180,9 @@ struct MlpShape {
   int64_t rows, C, hidden;
 };
 
-inline MlpShape check_mlp_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
-                                const Tensor& fc1_weight, const Tensor& fc1_bias,
-                                const Tensor& fc2_weight, const Tensor& fc2_bias) {
-  constexpr const char* op = "mlp_block_";
+inline MlpShape check_mlp(const char* op, const Tensor& x, const Tensor& norm_weight,
+                          const Tensor& norm_bias, const Tensor& fc1_weight, const Tensor& fc1_bias,
+                          const Tensor& fc2_weight, const Tensor& fc2_bias) {
   check_tokens(op, x);
   const int64_t C = x.size(2);
   check(C >= 1, op, ": expected x with at least one channel, got ", shape(x));
@@ -186,6 +196,30 @@ inline MlpShape check_mlp_block(const Tensor& x, const Tensor& norm_weight, cons
   check_packed(op, "fc2_weight", fc2_weight, C, hidden, x);
   check_vector(op, "fc2_bias", fc2_bias, C, x);
   return {x.size(0) * x.size(1), C, hidden};
+}
+
+inline MlpShape check_mlp_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
+                                const Tensor& fc1_weight, const Tensor& fc1_bias,
+                                const Tensor& fc2_weight, const Tensor& fc2_bias) {
+  return check_mlp("mlp_block_", x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
+                   fc2_bias);
+}
+
+inline MlpShape check_conv_mlp_block(const Tensor& x, int64_t H, int64_t W,
+                                     const Tensor& norm_weight, const Tensor& norm_bias,
+                                     const Tensor& fc1_weight, const Tensor& fc1_bias,
+                                     const Tensor& dwconv_weight, const Tensor& dwconv_bias,
+                                     const Tensor& fc2_weight, const Tensor& fc2_bias) {
+  constexpr const char* op = "conv_mlp_block_";
+  const MlpShape s =
+      check_mlp(op, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
+  check_grid(op, x, H, W);
+  check(dwconv_weight.dim() == 3 && dwconv_weight.size(0) == 3 && dwconv_weight.size(1) == 3 &&
+            dwconv_weight.size(2) == s.hidden,
+        op, ": expected dwconv_weight of shape [3, 3, ", s.hidden, "], got ", shape(dwconv_weight));
+  check_float_or_like(op, "dwconv_weight", dwconv_weight, x);
+  check_vector(op, "dwconv_bias", dwconv_bias, s.hidden, x);
+  return s;
 }
 
 inline SraShape check_attention_block(const Tensor& x, const Tensor& kv, const Tensor& norm_weight,
@@ -233,9 +267,7 @@ inline ReductionShape check_reduce_kv(
     check(sr_ratio == 1, op, ": expected sr_ratio 1 without sr_weight, got ", sr_ratio);
     return {x.size(0), x.size(1), 1, C, 1};  // the grid plays no part
   }
-  // By division: H * W may not fit.
-  check(H >= 1 && W >= 1 && x.size(1) % H == 0 && x.size(1) / H == W, op,
-        ": expected x of shape [B, H * W, C] with H = ", H, ", W = ", W, ", got ", shape(x));
+  check_grid(op, x, H, W);
   check(sr_ratio >= 1 && H >= sr_ratio && W >= sr_ratio, op,
         ": expected sr_ratio from 1 to the sides of the token grid ", H, "x", W, ", got ",
         sr_ratio);
@@ -244,6 +276,36 @@ inline ReductionShape check_reduce_kv(
   check_vector(op, "sr_norm_weight", *sr_norm_weight, C, x);
   check_vector(op, "sr_norm_bias", *sr_norm_bias, C, x);
   return {x.size(0), H, W, C, sr_ratio};
+}
+
+struct PoolShape {
+  int64_t B, C;
+};
+
+inline PoolShape check_pool_kv(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight,
+                               const Tensor& norm_bias, int64_t pool_size, const Tensor& sr_weight,
+                               const Tensor& sr_bias, const Tensor& sr_norm_weight,
+                               const Tensor& sr_norm_bias, const Tensor& kv_weight,
+                               const Tensor& kv_bias) {
+  constexpr const char* op = "pool_kv";
+  constexpr int64_t kMaxPool = 1 << 12;  // its square times any number of channels fits
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, H * W, C], got ", shape(x));
+  check_grid(op, x, H, W);
+  check(pool_size >= 1 && pool_size <= kMaxPool, op, ": expected pool_size from 1 to ", kMaxPool,
+        ", got ", pool_size);
+  const int64_t C = x.size(2);
+  check_vector(op, "norm_weight", norm_weight, C, x);
+  check_vector(op, "norm_bias", norm_bias, C, x);
+  check_packed(op, "sr_weight", sr_weight, C, C, x);
+  check_vector(op, "sr_bias", sr_bias, C, x);
+  check_vector(op, "sr_norm_weight", sr_norm_weight, C, x);
+  check_vector(op, "sr_norm_bias", sr_norm_bias, C, x);
+  check_packed(op, "kv_weight", kv_weight, 2 * C, C, x);
+  check_vector(op, "kv_bias", kv_bias, 2 * C, x);
+  return {x.size(0), C};
 }
 
 struct PatchShape {
@@ -283,12 +345,7 @@ inline PatchShape check_patch_embed(const Tensor& x, const Tensor& weight, const
     check(position->dim() == 2 && position->size(0) == out_H * out_W && position->size(1) == C, op,
           ": expected position of shape [", out_H, " * ", out_W, ", ", C, "], got ",
           shape(*position));
-    check(
-        position->scalar_type() == ScalarType::Float || position->scalar_type() == x.scalar_type(),
-        op, ": expected position of dtype float32 or ", dtype_name(x.scalar_type()),
-        " like x, got ", dtype_name(position->scalar_type()));
-    check(position->device() == x.device(), op,
-          ": expected position on the device of x, got another device");
+    check_float_or_like(op, "position", *position, x);
   }
   return {x.size(0), x.size(1), H, W, C, out_H, out_W};
 }

@@ -38,6 +38,15 @@ STABLE_TORCH_LIBRARY(pvt, m) {
       "Tensor? sr_weight, Tensor? sr_bias, Tensor? sr_norm_weight, Tensor? sr_norm_bias, "
       "float sr_eps, Tensor kv_weight, Tensor kv_bias, int sr_ratio) -> Tensor");
 
+  // The same with the linear reduction of PVT v2: kv(gelu(LayerNorm(conv(pool(LayerNorm(x))))),
+  // where pool is adaptive_avg_pool2d to pool_size x pool_size and conv is 1 x 1.
+  //   x: [B, H * W, C]   norm_weight, norm_bias, sr_bias, sr_norm_*: [C]   sr_weight: packed [C, C]
+  //   kv_weight: packed [2 * C, C]   kv_bias: [2 * C]   ->   [B, pool_size^2, 2 * C]
+  m.def(
+      "pool_kv(Tensor x, int H, int W, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "int pool_size, Tensor sr_weight, Tensor sr_bias, Tensor sr_norm_weight, "
+      "Tensor sr_norm_bias, float sr_eps, Tensor kv_weight, Tensor kv_bias) -> Tensor");
+
   // x <- x + proj(sra_attention(q(LayerNorm(x)), kv)), in place.
   //   x: [B, N, C]   kv: [B, kv_len, 2 * C]   norm_weight, norm_bias, q_bias, proj_bias: [C]
   //   q_weight, proj_weight: packed [C, C]
@@ -52,6 +61,16 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   m.def(
       "mlp_block_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, "
       "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias) -> ()");
+
+  // x <- x + fc2(gelu(dwconv(fc1(LayerNorm(x))))), in place, or with a ReLU before the depthwise
+  // convolution of 3 x 3 tokens with zeros around them.
+  //   x: [B, H * W, C]   norm_weight, norm_bias, fc2_bias: [C]   fc1_bias, dwconv_bias: [hidden]
+  //   fc1_weight: packed [hidden, C]   dwconv_weight: [3, 3, hidden]
+  //   fc2_weight: packed [C, hidden]
+  m.def(
+      "conv_mlp_block_(Tensor(a!) x, int H, int W, Tensor norm_weight, Tensor norm_bias, "
+      "float eps, Tensor fc1_weight, Tensor fc1_bias, bool relu, Tensor dwconv_weight, "
+      "Tensor dwconv_bias, Tensor fc2_weight, Tensor fc2_bias) -> ()");
 
   // Pillow's Image.resize, value for value; only the crop window is computed.
   //   image: uint8 [H, W, channels], 1 to 4 channels   size: [height, width]

@@ -112,6 +112,60 @@ def reduce_kv(
     )
 
 
+def pool_kv(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    pool_size: int,
+    sr_weight: Tensor,
+    sr_bias: Tensor,
+    sr_norm_weight: Tensor,
+    sr_norm_bias: Tensor,
+    sr_eps: float,
+    kv_weight: Tensor,
+    kv_bias: Tensor,
+) -> Tensor:
+    """Keys and values of PVT v2's linear attention: ``kv(gelu(sr_norm(sr(pool(norm(x))))))``.
+
+    Args:
+        x: tokens ``[B, H * W, C]``.
+        H, W: the token grid.
+        norm_weight, norm_bias, eps: the block's first LayerNorm, ``[C]``.
+        pool_size: side of the grid that tokens are averaged to, as
+            :func:`torch.nn.functional.adaptive_avg_pool2d` does (7 in the published models).
+        sr_weight, sr_bias: 1 x 1 convolution, packed ``[C, C]``, and ``[C]``.
+        sr_norm_weight, sr_norm_bias, sr_eps: the LayerNorm after it, ``[C]``.
+        kv_weight, kv_bias: packed ``[2 * C, C]`` and ``[2 * C]``.
+
+    Returns:
+        keys then values, ``[B, pool_size ** 2, 2 * C]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v2, "Linear Spatial Reduction Attention".
+    """
+    return torch.ops.pvt.pool_kv(
+        x,
+        H,
+        W,
+        norm_weight,
+        norm_bias,
+        eps,
+        pool_size,
+        sr_weight,
+        sr_bias,
+        sr_norm_weight,
+        sr_norm_bias,
+        sr_eps,
+        kv_weight,
+        kv_bias,
+    )
+
+
 def attention_block_(
     x: Tensor,
     kv: Tensor,
@@ -188,6 +242,60 @@ def mlp_block_(
     return x
 
 
+def conv_mlp_block_(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    relu: bool,
+    dwconv_weight: Tensor,
+    dwconv_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+) -> Tensor:
+    """``x + fc2(gelu(dwconv(fc1(norm(x)))))``, in place: the MLP of PVT v2.
+
+    Between the two layers each hidden channel is mixed over 3 x 3 neighbouring tokens, with zeros
+    around the grid.
+
+    Args:
+        x: tokens ``[B, H * W, C]``, contiguous; overwritten.
+        H, W: the token grid.
+        norm_weight, norm_bias, eps: the block's second LayerNorm, ``[C]``.
+        fc1_weight, fc1_bias: packed ``[hidden, C]`` and ``[hidden]``.
+        relu: a ReLU before the convolution, which the linear variant has.
+        dwconv_weight: depthwise convolution, ``[3, 3, hidden]``: rows, columns, channels.
+        dwconv_bias: ``[hidden]``.
+        fc2_weight, fc2_bias: packed ``[C, hidden]`` and ``[C]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument and
+            ``x`` is as it was.
+
+    Source: PVT v2, "Convolutional Feed-Forward".
+    """
+    torch.ops.pvt.conv_mlp_block_(
+        x,
+        H,
+        W,
+        norm_weight,
+        norm_bias,
+        eps,
+        fc1_weight,
+        fc1_bias,
+        relu,
+        dwconv_weight,
+        dwconv_bias,
+        fc2_weight,
+        fc2_bias,
+    )
+    return x
+
+
 # ---- shapes ----
 
 
@@ -209,6 +317,16 @@ def _check_packed(op: str, name: str, weight: Tensor, rows: int, columns: int) -
 
 def _check_tokens(op: str, x: Tensor) -> None:
     torch._check(x.dim() == 3, lambda: f"{op}: expected x [B, N, C], got {list(x.shape)}")
+
+
+def _check_grid(op: str, x: Tensor, H: int, W: int) -> None:
+    _check_tokens(op, x)
+    torch._check(
+        x.shape[1] == H * W,
+        lambda: (
+            f"{op}: expected x of shape [B, H * W, C] with H = {H}, W = {W}, got {list(x.shape)}"
+        ),
+    )
 
 
 @torch.library.register_fake("pvt::patch_embed")
@@ -263,6 +381,30 @@ def _(
     return x.new_empty((B, (H // sr_ratio) * (W // sr_ratio), 2 * C))
 
 
+@torch.library.register_fake("pvt::pool_kv")
+def _(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    pool_size: int,
+    sr_weight: Tensor,
+    sr_bias: Tensor,
+    sr_norm_weight: Tensor,
+    sr_norm_bias: Tensor,
+    sr_eps: float,
+    kv_weight: Tensor,
+    kv_bias: Tensor,
+) -> Tensor:
+    _check_grid("pool_kv", x, H, W)
+    C = x.shape[2]
+    _check_packed("pool_kv", "sr_weight", sr_weight, C, C)
+    _check_packed("pool_kv", "kv_weight", kv_weight, 2 * C, C)
+    return x.new_empty(x.shape[0], pool_size * pool_size, 2 * C)
+
+
 @torch.library.register_fake("pvt::attention_block_")
 def _(
     x: Tensor,
@@ -308,6 +450,28 @@ def _(
     _check_packed("mlp_block_", "fc2_weight", fc2_weight, C, hidden)
 
 
+@torch.library.register_fake("pvt::conv_mlp_block_")
+def _(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    relu: bool,
+    dwconv_weight: Tensor,
+    dwconv_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+) -> None:
+    _check_grid("conv_mlp_block_", x, H, W)
+    C, hidden = x.shape[2], fc1_bias.shape[0]
+    _check_packed("conv_mlp_block_", "fc1_weight", fc1_weight, hidden, C)
+    _check_packed("conv_mlp_block_", "fc2_weight", fc2_weight, C, hidden)
+
+
 # ---- gradients: refused, rather than silently absent ----
 
 _autograd_rules = torch.library.Library("pvt", "IMPL")
@@ -327,7 +491,14 @@ def _refuse_gradients(name: str) -> None:
     _autograd_rules.impl(name, rule, "Autograd")
 
 
-for _name in ("patch_embed", "reduce_kv", "attention_block_", "mlp_block_"):
+for _name in (
+    "patch_embed",
+    "reduce_kv",
+    "pool_kv",
+    "attention_block_",
+    "mlp_block_",
+    "conv_mlp_block_",
+):
     _refuse_gradients(_name)
 
 
@@ -349,6 +520,12 @@ def _(x: list[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return 2 * B * kv_len * C * C * (reduction + 2)
 
 
+@register_flop_formula(torch.ops.pvt.pool_kv)
+def _(x: list[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    B, kv_len, _ = out_shape
+    return 2 * B * kv_len * x[2] * x[2] * 3
+
+
 @register_flop_formula(torch.ops.pvt.attention_block_)
 def _(x: list[int], kv: list[int], *args: Any, **kwargs: Any) -> int:
     B, N, C = x
@@ -368,3 +545,20 @@ def _(
 ) -> int:
     B, N, C = x
     return 2 * 2 * B * N * C * fc1_bias[0]
+
+
+@register_flop_formula(torch.ops.pvt.conv_mlp_block_)
+def _(
+    x: list[int],
+    H: int,
+    W: int,
+    norm_weight: list[int],
+    norm_bias: list[int],
+    eps: float,
+    fc1_weight: list[int],
+    fc1_bias: list[int],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    B, N, C = x
+    return 2 * B * N * fc1_bias[0] * (2 * C + 9)

@@ -38,7 +38,7 @@ class _Packed(nn.Module):
 
 
 def _vector(vector: Tensor) -> Tensor:
-    return vector.detach().to(torch.float32, copy=True)
+    return vector.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 class PackedPatchEmbed(_Packed):
@@ -128,6 +128,32 @@ class PackedAttention(_Packed):
         )
 
 
+class PackedLinearAttention(PackedAttention):
+    """The same with the linear reduction of PVT v2."""
+
+    def __init__(self, norm: nn.LayerNorm, attn: Attention, dtype: torch.dtype) -> None:
+        super().__init__(norm, attn, dtype)
+        self.pool_size = attn.pool_size
+
+    def reduce_kv(self, x: Tensor, H: int, W: int) -> Tensor:
+        return torch.ops.pvt.pool_kv(
+            x,
+            H,
+            W,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            self.pool_size,
+            self.sr_weight,
+            self.sr_bias,
+            self.sr_norm_weight,
+            self.sr_norm_bias,
+            self.sr_eps,
+            self.kv_weight,
+            self.kv_bias,
+        )
+
+
 class PackedMlp(_Packed):
     """``x <- x + mlp(norm(x))``, in place."""
 
@@ -151,16 +177,35 @@ class PackedMlp(_Packed):
         )
 
 
-class Residual(nn.Module):
-    """``x <- x + branch(norm(x), H, W)``, in place, for branches without an operator."""
+class PackedConvMlp(PackedMlp):
+    """The same with the depthwise convolution of PVT v2."""
 
-    def __init__(self, norm: nn.LayerNorm, branch: Attention | Mlp, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.norm = deepcopy(norm).to(dtype)
-        self.branch = deepcopy(branch).to(dtype)
+    def __init__(self, norm: nn.LayerNorm, mlp: Mlp, dtype: torch.dtype) -> None:
+        super().__init__(norm, mlp, dtype)
+        conv = mlp.dwconv
+        assert conv is not None
+        assert conv.bias is not None
+        self.relu = mlp.relu
+        # hidden, 1, 3, 3 -> 3, 3, hidden
+        self.register_buffer("dwconv_weight", _vector(conv.weight[:, 0].permute(1, 2, 0)))
+        self.register_buffer("dwconv_bias", _vector(conv.bias))
 
     def forward(self, x: Tensor, H: int, W: int) -> None:
-        x.add_(self.branch(self.norm(x), H, W))
+        torch.ops.pvt.conv_mlp_block_(
+            x,
+            H,
+            W,
+            self.norm_weight,
+            self.norm_bias,
+            self.eps,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.relu,
+            self.dwconv_weight,
+            self.dwconv_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+        )
 
 
 class PackedBlock(nn.Module):
@@ -168,8 +213,8 @@ class PackedBlock(nn.Module):
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
-        attention = Residual if block.attn.linear else PackedAttention
-        mlp = PackedMlp if block.mlp.dwconv is None else Residual
+        attention = PackedLinearAttention if block.attn.linear else PackedAttention
+        mlp = PackedMlp if block.mlp.dwconv is None else PackedConvMlp
         self.attn = attention(block.norm1, block.attn, dtype)
         self.mlp = mlp(block.norm2, block.mlp, dtype)
 

@@ -139,6 +139,29 @@ def reduce_kv(
     return _linear(x, kv_weight, kv_bias)
 
 
+def pool_kv(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    pool_size: int,
+    sr_weight: Tensor,
+    sr_bias: Tensor,
+    sr_norm_weight: Tensor,
+    sr_norm_bias: Tensor,
+    sr_eps: float,
+    kv_weight: Tensor,
+    kv_bias: Tensor,
+) -> Tensor:
+    """What :func:`pvt_ext.block_ops.pool_kv` gives."""
+    map = _layer_norm(x, norm_weight, norm_bias, eps).transpose(1, 2).unflatten(2, (H, W))
+    cells = F.adaptive_avg_pool2d(map, pool_size).flatten(2).transpose(1, 2)
+    cells = _layer_norm(_linear(cells, sr_weight, sr_bias), sr_norm_weight, sr_norm_bias, sr_eps)
+    return _linear(F.gelu(cells), kv_weight, kv_bias)
+
+
 def attention_block(
     x: Tensor,
     kv: Tensor,
@@ -170,6 +193,36 @@ def mlp_block(
     """What :func:`pvt_ext.block_ops.mlp_block_` leaves in ``x``."""
     hidden = _linear(_layer_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias)
     return x + _linear(F.gelu(hidden), fc2_weight, fc2_bias)
+
+
+def conv_mlp_block(
+    x: Tensor,
+    H: int,
+    W: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    relu: bool,
+    dwconv_weight: Tensor,
+    dwconv_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+) -> Tensor:
+    """What :func:`pvt_ext.block_ops.conv_mlp_block_` leaves in ``x``."""
+    hidden = _linear(_layer_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias)
+    if relu:
+        hidden = F.relu(hidden)
+    channels = hidden.shape[2]
+    hidden = F.conv2d(
+        hidden.transpose(1, 2).unflatten(2, (H, W)),
+        dwconv_weight.permute(2, 0, 1)[:, None].to(x.dtype),  # [hidden, 1, 3, 3]
+        dwconv_bias.to(x.dtype),
+        padding=1,
+        groups=channels,
+    )
+    return x + _linear(F.gelu(hidden.flatten(2).transpose(1, 2)), fc2_weight, fc2_bias)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -113,6 +113,25 @@ class KvCase:
 
 
 @dataclass(frozen=True)
+class PoolCase:
+    B: int
+    H: int
+    W: int
+    C: int
+    pool_size: int
+    eps: float = 1e-6
+    sr_eps: float = 1e-5
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        C = self.C
+        x = torch.randn(self.B, self.H * self.W, C, dtype=dtype)
+        norm = (*vectors(dtype, C, C), self.eps)
+        reduction = (packed(dtype, C, C), *vectors(dtype, C, C, C), self.sr_eps)
+        kv = (packed(dtype, 2 * C, C), *vectors(dtype, 2 * C))
+        return x, self.H, self.W, *norm, self.pool_size, *reduction, *kv
+
+
+@dataclass(frozen=True)
 class AttentionBlockCase:
     B: int
     N: int
@@ -146,6 +165,24 @@ class MlpCase:
         return x, *vectors(dtype, C, C), self.eps, *fc1, *fc2
 
 
+@dataclass(frozen=True)
+class ConvMlpCase:
+    B: int
+    H: int
+    W: int
+    C: int
+    hidden: int
+    relu: bool = False
+    eps: float = 1e-6
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        mlp = MlpCase(self.B, self.H * self.W, self.C, self.hidden, self.eps)
+        x, *before, fc2_weight, fc2_bias = mlp.inputs(dtype)
+        taps = (torch.randn(3, 3, self.hidden) / 3).to(dtype)
+        conv = (self.relu, taps, *vectors(dtype, self.hidden))
+        return x, self.H, self.W, *before, *conv, fc2_weight, fc2_bias
+
+
 # The operators of a packed model. Few rows and many, so that work is divided by rows and by
 # columns; sizes beside a panel, a tile, a block of sums.
 BLOCK_CASES: dict[str, list[Any]] = {
@@ -169,6 +206,14 @@ BLOCK_CASES: dict[str, list[Any]] = {
         KvCase(11, 20, 20, 320, 0),  # more images than share working memory
         KvCase(1, 5, 3, 131, 3),
     ],
+    "pool_kv": [
+        PoolCase(1, 56, 56, 64, 7),
+        PoolCase(2, 14, 14, 320, 7),
+        PoolCase(1, 7, 7, 512, 7),
+        PoolCase(2, 25, 40, 24, 7),  # windows that share rows and columns
+        PoolCase(3, 3, 2, 7, 7),  # windows smaller than a token
+        PoolCase(1, 9, 1, 131, 4),
+    ],
     "attention_block_": [
         AttentionBlockCase(1, 784, 64, 1, 49),
         AttentionBlockCase(2, 784, 128, 2, 49),
@@ -188,6 +233,17 @@ BLOCK_CASES: dict[str, list[Any]] = {
         MlpCase(1, 33, 70, 300),
         MlpCase(3, 101, 24, 95),
         MlpCase(2, 1, 7, 5),
+    ],
+    "conv_mlp_block_": [
+        ConvMlpCase(1, 56, 56, 64, 512),
+        ConvMlpCase(3, 28, 28, 128, 1024),
+        ConvMlpCase(3, 14, 14, 320, 1280, relu=True),
+        ConvMlpCase(1, 7, 7, 512, 2048),
+        ConvMlpCase(1, 3, 150, 24, 300),  # rows longer than a step
+        ConvMlpCase(2, 17, 19, 70, 95, relu=True),
+        ConvMlpCase(2, 300, 1, 7, 17),
+        ConvMlpCase(3, 1, 1, 33, 70),
+        ConvMlpCase(5, 2, 2, 20, 131),
     ],
 }
 

@@ -20,8 +20,10 @@ SMALL = [
     ("patch_embed", cases.PatchCase(2, 3, 9, 8, 20, 3, 2, 1)),
     ("reduce_kv", cases.KvCase(2, 5, 4, 6, 2)),
     ("reduce_kv", cases.KvCase(2, 5, 4, 6, 0)),
+    ("pool_kv", cases.PoolCase(2, 5, 4, 6, 3)),
     ("attention_block_", cases.AttentionBlockCase(2, 6, 8, 2, 5)),
     ("mlp_block_", cases.MlpCase(2, 6, 8, 20)),
+    ("conv_mlp_block_", cases.ConvMlpCase(2, 3, 2, 8, 20)),
 ]
 
 
@@ -63,6 +65,21 @@ def test_mlp_any_shape(B, N, C, hidden, dtype):
 @settings(max_examples=60, deadline=None)
 @given(
     B=st.integers(0, 3),
+    H=st.integers(1, 30),
+    W=st.integers(1, 30),
+    C=st.integers(1, 80),
+    hidden=st.integers(1, 400),
+    relu=st.booleans(),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_conv_mlp_any_shape(B, H, W, C, hidden, relu, dtype):
+    case = cases.ConvMlpCase(B, H, W, C, hidden, relu, cases.well_conditioned(C))
+    check_draws("conv_mlp_block_", case, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 3),
     N=st.integers(0, 120),
     num_heads=st.integers(1, 4),
     head_dim=st.integers(1, 40),
@@ -91,6 +108,20 @@ def test_reduction_any_shape(B, sr_ratio, extra, C, dtype):
 
 @settings(max_examples=60, deadline=None)
 @given(
+    B=st.integers(0, 3),
+    H=st.integers(1, 30),
+    W=st.integers(1, 30),
+    C=st.integers(1, 70),
+    pool_size=st.integers(1, 9),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_pooling_any_shape(B, H, W, C, pool_size, dtype):
+    eps = cases.well_conditioned(C)
+    check_draws("pool_kv", cases.PoolCase(B, H, W, C, pool_size, eps, eps), dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
     B=st.integers(1, 3),
     C_in=st.integers(1, 70),
     C=st.integers(1, 70),
@@ -115,6 +146,8 @@ def test_strided_inputs(dtype):
     check("patch_embed", (x[:1].expand(3, -1, -1, -1), *rest))
     x, kv, *rest = cases.AttentionBlockCase(2, 6, 8, 2, 5).inputs(dtype)
     check("attention_block_", (x, torch.cat([kv, kv], dim=-1)[..., 3 : 3 + kv.shape[2]], *rest))
+    x, *rest = cases.PoolCase(2, 5, 4, 6, 3).inputs(dtype)
+    check("pool_kv", (torch.cat([x, x], dim=-1)[..., 1:7], *rest))
     x, *rest = cases.KvCase(2, 5, 4, 6, 2).inputs(dtype)
     check("reduce_kv", (torch.cat([x, x], dim=-1)[..., 1:7], *rest))
 
@@ -182,8 +215,11 @@ def test_same_bits_for_any_number_of_threads(name, case, dtype):
         ("patch_embed", cases.PatchCase(5, 64, 14, 14, 128, 2, 2, tokens=True)),
         ("reduce_kv", cases.KvCase(5, 14, 14, 320, 2)),
         ("reduce_kv", cases.KvCase(5, 7, 7, 512, 0)),
+        ("pool_kv", cases.PoolCase(5, 14, 14, 320, 7)),
         ("attention_block_", cases.AttentionBlockCase(5, 50, 512, 8, 50)),
         ("mlp_block_", cases.MlpCase(5, 50, 512, 2048)),
+        ("conv_mlp_block_", cases.ConvMlpCase(5, 14, 14, 64, 300)),
+        ("conv_mlp_block_", cases.ConvMlpCase(5, 20, 14, 64, 300)),
     ],
     ids=str,
 )
@@ -272,6 +308,22 @@ def kv_with(**changes):
     return with_changes("reduce_kv", cases.KvCase(2, 4, 6, 8, 2), names, **changes)
 
 
+def pool_with(**changes):
+    names = (
+        "x H W norm_weight norm_bias eps pool_size sr_weight sr_bias sr_norm_weight sr_norm_bias "
+        "sr_eps kv_weight kv_bias"
+    )
+    return with_changes("pool_kv", cases.PoolCase(2, 4, 6, 8, 3), names, **changes)
+
+
+def conv_mlp_with(**changes):
+    names = (
+        "x H W norm_weight norm_bias eps fc1_weight fc1_bias relu dwconv_weight dwconv_bias "
+        "fc2_weight fc2_bias"
+    )
+    return with_changes("conv_mlp_block_", cases.ConvMlpCase(2, 4, 6, 8, 20), names, **changes)
+
+
 def patch_with(**changes):
     names = "x weight bias norm_weight norm_bias eps position kernel_size stride padding"
     return with_changes("patch_embed", cases.PatchCase(2, 3, 9, 8, 20, 3, 2, 1), names, **changes)
@@ -304,6 +356,15 @@ def patch_with(**changes):
         (kv_with(sr_ratio=7), "sr_ratio from 1 to the sides of the token grid 4x6, got 7"),
         (kv_with(sr_bias=None), "all of sr_weight, sr_bias, sr_norm_weight and sr_norm_bias"),
         (kv_with(sr_ratio=1), r"sr_weight packed from \[8, 8\]"),
+        (pool_with(W=5), r"pool_kv.*with H = 4, W = 5, got \[2, 24, 8\]"),
+        (pool_with(pool_size=0), "pool_size from 1 to 4096, got 0"),
+        (pool_with(x=torch.zeros(24, 8)), r"x of shape \[B, H \* W, C\], got \[24, 8\]"),
+        (conv_mlp_with(H=3), r"conv_mlp_block_.*with H = 3, W = 6, got \[2, 24, 8\]"),
+        (
+            conv_mlp_with(dwconv_weight=torch.zeros(20, 3, 3)),
+            r"dwconv_weight of shape \[3, 3, 20\], got \[20, 3, 3\]",
+        ),
+        (conv_mlp_with(dwconv_bias=torch.zeros(8)), r"dwconv_bias of shape \[20\], got \[8\]"),
         (patch_with(x=torch.zeros(2, 3, 9)), r"x of shape \[B, C_in, H, W\], got \[2, 3, 9\]"),
         (patch_with(kernel_size=0), "kernel_size from 1 to 4096, got 0"),
         (patch_with(stride=0), "stride of at least 1, got 0"),

@@ -27,6 +27,11 @@ Tensor reduce_kv_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_
                       const std::optional<Tensor>& sr_norm_bias, double sr_eps,
                       const Tensor& kv_weight, const Tensor& kv_bias, int64_t sr_ratio);
 
+Tensor pool_kv_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight,
+                    const Tensor& norm_bias, double eps, int64_t pool_size, const Tensor& sr_weight,
+                    const Tensor& sr_bias, const Tensor& sr_norm_weight, const Tensor& sr_norm_bias,
+                    double sr_eps, const Tensor& kv_weight, const Tensor& kv_bias);
+
 void attention_block_aten(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
                           const Tensor& norm_bias, double eps, const Tensor& q_weight,
                           const Tensor& q_bias, const Tensor& proj_weight, const Tensor& proj_bias,
@@ -35,5 +40,11 @@ void attention_block_aten(Tensor& x, const Tensor& kv, const Tensor& norm_weight
 void mlp_block_aten(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                     const Tensor& fc1_weight, const Tensor& fc1_bias, const Tensor& fc2_weight,
                     const Tensor& fc2_bias);
+
+void conv_mlp_block_aten(Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight,
+                         const Tensor& norm_bias, double eps, const Tensor& fc1_weight,
+                         const Tensor& fc1_bias, bool relu, const Tensor& dwconv_weight,
+                         const Tensor& dwconv_bias, const Tensor& fc2_weight,
+                         const Tensor& fc2_bias);
 
 }  // namespace pvt

@@ -34,6 +34,21 @@ inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor&
   return torch::stable::transpose(flat, 1, 2);
 }
 
+// The depthwise convolution of tokens x [B, H * W, C] with weight [3, 3, C], zeros around the grid.
+inline Tensor depthwise_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                             const Tensor& bias) {
+  using Ints = std::vector<int64_t>;
+  const int64_t B = x.size(0), C = x.size(2);
+  const Tensor map = torch::stable::reshape(torch::stable::transpose(x, 1, 2), {B, C, H, W});
+  const Tensor filters = torch::stable::reshape(
+      call_aten("aten::permute", "", torch::stable::to(weight, x.scalar_type()), Ints{2, 0, 1}),
+      {C, 1, 3, 3});
+  const Tensor out = call_aten("aten::conv2d", "", map, filters,
+                               std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())),
+                               Ints{1, 1}, Ints{1, 1}, Ints{1, 1}, /*groups=*/C);
+  return torch::stable::transpose(torch::stable::reshape(out, {B, C, H * W}), 1, 2);
+}
+
 inline Tensor linear_aten(const Tensor& x, const Tensor& packed, const Tensor& bias) {
   const Tensor weight = unpack_weight(packed, bias.size(0), x.size(-1));
   return call_aten("aten::linear", "", x, weight,

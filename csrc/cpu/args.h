@@ -36,10 +36,35 @@ struct PatchArgs {
   NormArgs norm;    // of the output
 };
 
+// The mean over the windows of adaptive_avg_pool2d, after a LayerNorm.
+struct PoolArgs {
+  int64_t H, W, C, pool_size;
+  NormArgs input_norm;
+};
+
 struct MlpArgs {
   int64_t C, hidden;
   NormArgs norm;
   LinearArgs fc1, fc2;
+};
+
+// Between fc1 and the GELU a 3 x 3 depthwise convolution over the token grid, zeros around it.
+struct ConvMlpArgs {
+  MlpArgs mlp;
+  int64_t H, W;
+  bool relu;          // before the convolution
+  const float* taps;  // [3, 3, hidden]
+  const float* conv_bias;
+};
+
+// Rows [begin, end) of an image's token grid. The rows beside them are copies, since other threads
+// overwrite those of the image; null outside the image.
+template <class scalar_t>
+struct Band {
+  scalar_t* image;  // [H, W, C]
+  int64_t begin, end;
+  const scalar_t* above;
+  const scalar_t* below;
 };
 
 struct AttentionArgs {

@@ -72,7 +72,7 @@ inline void from_float(const float* src, int64_t count, Half* dst) {
   }
 }
 
-// A whole vector of them, or the first `count` lanes of one; the rest is zero.
+// A whole vector of them, or its first `count` lanes where that is less; the others are zero.
 template <class scalar_t>
 inline Vec load_floats(const scalar_t* src) {
   float values[kLanes];
@@ -82,6 +82,9 @@ inline Vec load_floats(const scalar_t* src) {
 
 template <class scalar_t>
 inline Vec load_floats(const scalar_t* src, int64_t count) {
+  if (count >= kLanes) {
+    return load_floats(src);
+  }
   float values[kLanes] = {};
   to_float(src, count, values);
   return load(values);
@@ -96,6 +99,9 @@ inline void store_floats(Vec v, scalar_t* dst) {
 
 template <class scalar_t>
 inline void store_floats(Vec v, int64_t count, scalar_t* dst) {
+  if (count >= kLanes) {
+    return store_floats(v, dst);
+  }
   float values[kLanes];
   store(values, v);
   from_float(values, count, dst);

@@ -30,7 +30,7 @@ inline void add_bias(float* sums, int64_t sums_stride, const float* bias, int64_
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < columns; c += kLanes) {
       float* row = sums + i * sums_stride + c;
-      store(row, load(row) + load_first(bias + c, columns - c));
+      store(row, load(row) + load_floats(bias + c, columns - c));
     }
   }
 }
@@ -54,6 +54,19 @@ inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_
                            int64_t out_stride) {
   multiply_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, out, out_stride);
   add_bias(out, out_stride, linear.bias + begin, rows, columns);
+}
+
+// out[:, begin:begin + columns] <- those columns of a layer that has `size`
+//   tokens: [rows, depth] units   out: [rows, size]   begin: a multiple of kTileColumns
+//   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
+template <class scalar_t>
+inline void store_linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
+                                 int64_t depth, int64_t begin, int64_t columns, int64_t size,
+                                 scalar_t* out, float* sums) {
+  linear_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
+  for (int64_t i = 0; i < rows; ++i) {
+    from_float(sums + i * kTileColumns, columns, out + i * size + begin);
+  }
 }
 
 // x[:, begin:begin + columns] += those columns of the layer   x: [rows, C]

@@ -3,6 +3,9 @@
 // A block of kHiddenBlock hidden channels goes from fc1 through the GELU into fc2's sums before the
 // next one is begun, so the hidden tensor never leaves the second-level cache.
 
+#ifndef PVT_BODY_MLP_BLOCK
+#define PVT_BODY_MLP_BLOCK
+
 #include "cpu/gelu.h"
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
@@ -33,7 +36,7 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
       for (int64_t r = 0; r < height; ++r) {
         float* row = sums + r * kTileColumns;
         for (int64_t c = 0; c < columns; c += kLanes) {
-          store(row + c, gelu(load(row + c) + load_first(bias + c, columns - c)));
+          store(row + c, gelu(load(row + c) + load_floats(bias + c, columns - c)));
         }
         Op::floats_to_units(row, columns, hidden + (i + r) * hidden_stride + j / Op::kPerUnit);
       }
@@ -68,3 +71,5 @@ inline void mlp_rows(const MlpArgs& args, scalar_t* x, int64_t rows, float* scra
   }
   add_residual(out, out_stride, args.fc2.bias, rows, C, x, C);
 }
+
+#endif  // PVT_BODY_MLP_BLOCK

@@ -15,6 +15,7 @@
 
 #define PVT_KERNEL_BODY "cpu/reduce_kv_impl.h"
 #include "cpu/foreach_level.h"
+#include "cpu/project_kv.h"
 
 namespace pvt {
 namespace {
@@ -43,17 +44,7 @@ void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, c
     });
   }
 
-  // Tiles of rows and columns: no weight is read twice by few rows, no row is left waiting.
-  const auto linear = PVT_BEST_LEVEL(store_linear_columns<scalar_t>);
-  const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * s.C;
-  const int64_t column_tiles = (size + width - 1) / width;
-  const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;
-  parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
-    const int64_t tile = task / column_tiles, column = task % column_tiles * width;
-    const int64_t begin = tile * rows / row_tiles, end = (tile + 1) * rows / row_tiles;
-    linear(kv, tokens + begin * depth, end - begin, depth, column, std::min(width, size - column),
-           size, out_data + begin * size, thread_scratch(RowTiles::kMaxHeight * width));
-  });
+  project_kv(kv, tokens, rows, s.C, out_data);
 }
 
 }  // namespace

@@ -57,16 +57,6 @@ inline Vec first_lanes(Vec v, int64_t count, float other) {
   return lane < static_cast<int32_t>(count) ? v : broadcast(other);
 }
 
-// The first `count` floats at p, 0 in the rest; all lanes if count is larger.
-inline Vec load_first(const float* p, int64_t count) {
-  if (count >= kLanes) {
-    return load(p);
-  }
-  Vec v{};
-  __builtin_memcpy(&v, p, count * sizeof(float));
-  return v;
-}
-
 // A NaN in b is kept, as torch's max does.
 inline Vec max(Vec a, Vec b) {
   return a > b ? a : b;

@@ -90,6 +90,58 @@ void check_close(const std::vector<scalar_t>& values, const Matrix& expected, do
 
 constexpr float kEps = 1e-5f;
 
+void gelu(Matrix& x) {
+  for (auto& row : x) {
+    for (double& value : row) {
+      value *= 0.5 * std::erfc(-value * std::sqrt(0.5));
+    }
+  }
+}
+
+template <class scalar_t>
+void check_equal(const std::vector<scalar_t>& a, const std::vector<scalar_t>& b) {
+  REQUIRE(a.size() == b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    REQUIRE(float(a[i]) == float(b[i]));
+  }
+}
+
+// The weights of an MLP, and what its layers are in double.
+template <class scalar_t>
+struct Mlp {
+  Mlp(int64_t C, int64_t hidden)
+      : C(C),
+        hidden(hidden),
+        fc1(random_values<scalar_t>(hidden * C, 2, 1 / std::sqrt(double(C)))),
+        fc2(random_values<scalar_t>(C * hidden, 3, 1 / std::sqrt(double(hidden)))),
+        fc1_bias(random_values<float>(hidden, 4)),
+        fc2_bias(random_values<float>(C, 5)),
+        norm_weight(random_values<float>(C, 6)),
+        norm_bias(random_values<float>(C, 7)),
+        packed1(pack(fc1, hidden, C)),
+        packed2(pack(fc2, C, hidden)) {}
+
+  pvt::MlpArgs args() const {
+    return {C,
+            hidden,
+            {norm_weight.data(), norm_bias.data(), kEps},
+            {packed1.data(), fc1_bias.data()},
+            {packed2.data(), fc2_bias.data()}};
+  }
+  Matrix first(Matrix tokens) const {
+    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    return linear(tokens, fc1, fc1_bias);
+  }
+  Matrix second(Matrix x) const {
+    gelu(x);
+    return linear(x, fc2, fc2_bias);
+  }
+
+  int64_t C, hidden;
+  std::vector<scalar_t> fc1, fc2;
+  std::vector<float> fc1_bias, fc2_bias, norm_weight, norm_bias, packed1, packed2;
+};
+
 struct MlpCase {
   int64_t rows, C, hidden;
 };
@@ -99,36 +151,68 @@ template <class scalar_t, class Level>
 void check_mlp(double tolerance) {
   for (const MlpCase& c : kMlpCases) {
     INFO(c.rows, " rows, ", c.C, " channels, ", c.hidden, " hidden");
+    const Mlp<scalar_t> mlp(c.C, c.hidden);
     const auto x = random_values<scalar_t>(c.rows * c.C, 1);
-    const auto fc1 = random_values<scalar_t>(c.hidden * c.C, 2, 1 / std::sqrt(double(c.C)));
-    const auto fc2 = random_values<scalar_t>(c.C * c.hidden, 3, 1 / std::sqrt(double(c.hidden)));
-    const auto fc1_bias = random_values<float>(c.hidden, 4),
-               fc2_bias = random_values<float>(c.C, 5);
-    const auto norm_weight = random_values<float>(c.C, 6), norm_bias = random_values<float>(c.C, 7);
-    const auto packed1 = pack(fc1, c.hidden, c.C), packed2 = pack(fc2, c.C, c.hidden);
-    const pvt::MlpArgs args{c.C,
-                            c.hidden,
-                            {norm_weight.data(), norm_bias.data(), kEps},
-                            {packed1.data(), fc1_bias.data()},
-                            {packed2.data(), fc2_bias.data()}};
-
-    Matrix expected = to_matrix(x, c.rows, c.C), tokens = expected;
-    layer_norm(tokens, norm_weight, norm_bias, kEps);
-    Matrix hidden = linear(tokens, fc1, fc1_bias);
-    for (auto& row : hidden) {
-      for (double& value : row) {
-        value *= 0.5 * std::erfc(-value * std::sqrt(0.5));
-      }
-    }
-    add(expected, linear(hidden, fc2, fc2_bias));
+    Matrix expected = to_matrix(x, c.rows, c.C);
+    add(expected, mlp.second(mlp.first(expected)));
 
     std::vector<scalar_t> by_rows = x, by_columns = x;
-    Level::template mlp_by_rows<scalar_t>(args, by_rows, c.rows);
+    Level::template mlp_by_rows<scalar_t>(mlp.args(), by_rows, c.rows);
     check_close(by_rows, expected, tolerance);
-    Level::template mlp_by_columns<scalar_t>(args, by_columns, c.rows);
-    for (size_t i = 0; i < x.size(); ++i) {
-      REQUIRE(float(by_rows[i]) == float(by_columns[i]));
+    Level::template mlp_by_columns<scalar_t>(mlp.args(), by_columns, c.rows);
+    check_equal(by_rows, by_columns);
+  }
+}
+
+// A 3 x 3 depthwise convolution of tokens on a grid, zeros around it.   taps: [3, 3, channels]
+Matrix depthwise(const Matrix& x, int64_t H, int64_t W, const std::vector<float>& taps,
+                 const std::vector<float>& bias) {
+  const size_t channels = bias.size();
+  Matrix out(x.size(), std::vector<double>(bias.begin(), bias.end()));
+  for (int64_t token = 0; token < H * W; ++token) {
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const int64_t y = token / W + tap / 3 - 1, w = token % W + tap % 3 - 1;
+      for (size_t c = 0; c < channels && y >= 0 && y < H && w >= 0 && w < W; ++c) {
+        out[token][c] += x[y * W + w][c] * taps[tap * channels + c];
+      }
     }
+  }
+  return out;
+}
+
+struct ConvMlpCase {
+  int64_t H, W, C, hidden;
+  bool relu;
+};
+constexpr ConvMlpCase kConvMlpCases[] = {{5, 6, 64, 128, false},
+                                         {1, 1, 7, 5, true},
+                                         {4, 33, 33, 300, true},
+                                         {9, 1, 20, 65, false}};
+
+template <class scalar_t, class Level>
+void check_conv_mlp(double tolerance) {
+  for (const ConvMlpCase& c : kConvMlpCases) {
+    INFO(c.H, " x ", c.W, ", ", c.C, " channels, ", c.hidden, " hidden");
+    const Mlp<scalar_t> mlp(c.C, c.hidden);
+    const auto taps = random_values<float>(9 * c.hidden, 8, 1. / 3);
+    const auto conv_bias = random_values<float>(c.hidden, 9);
+    const pvt::ConvMlpArgs args{mlp.args(), c.H, c.W, c.relu, taps.data(), conv_bias.data()};
+    const auto x = random_values<scalar_t>(c.H * c.W * c.C, 1);
+    Matrix expected = to_matrix(x, c.H * c.W, c.C), hidden = mlp.first(expected);
+    for (auto& row : hidden) {
+      for (double& value : row) {
+        value = c.relu ? std::max(value, 0.) : value;
+      }
+    }
+    add(expected, mlp.second(depthwise(hidden, c.H, c.W, taps, conv_bias)));
+
+    std::vector<scalar_t> whole = x, in_bands = x, by_columns = x;
+    Level::conv_mlp_in_bands(args, whole, 1);
+    check_close(whole, expected, tolerance);
+    Level::conv_mlp_in_bands(args, in_bands, std::min<int64_t>(3, c.H));
+    check_equal(in_bands, whole);
+    Level::conv_mlp_by_columns(args, by_columns);
+    check_equal(by_columns, whole);
   }
 }
 
@@ -246,12 +330,55 @@ void check_convolution(double tolerance) {
   }
 }
 
+struct PoolCase {
+  int64_t H, W, C, pool_size;
+};
+constexpr PoolCase kPoolCases[] = {{14, 14, 32, 7}, {9, 11, 21, 4}, {2, 3, 5, 7}, {1, 40, 16, 3}};
+
+template <class scalar_t, class Level>
+void check_pooling(double tolerance) {
+  for (const PoolCase& c : kPoolCases) {
+    INFO(c.H, " x ", c.W, ", ", c.C, " channels to ", c.pool_size);
+    const auto x = random_values<scalar_t>(c.H * c.W * c.C, 1);
+    const auto norm_weight = random_values<float>(c.C, 2), norm_bias = random_values<float>(c.C, 3);
+    const pvt::PoolArgs args{
+        c.H, c.W, c.C, c.pool_size, {norm_weight.data(), norm_bias.data(), kEps}};
+    Matrix tokens = to_matrix(x, c.H * c.W, c.C), expected;
+    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    for (int64_t cell = 0; cell < c.pool_size * c.pool_size; ++cell) {
+      const int64_t y = cell / c.pool_size, w = cell % c.pool_size;
+      std::vector<double> sum(c.C, 0.);
+      int64_t count = 0;
+      for (int64_t token = 0; token < c.H * c.W; ++token) {
+        // Cell y is the interval [y, y + 1) H / P: its window, every row that it touches.
+        const int64_t row = token / c.W, column = token % c.W, P = c.pool_size;
+        if ((row + 1) * P > y * c.H && row * P < (y + 1) * c.H && (column + 1) * P > w * c.W &&
+            column * P < (w + 1) * c.W) {
+          ++count;
+          for (int64_t i = 0; i < c.C; ++i) {
+            sum[i] += tokens[token][i];
+          }
+        }
+      }
+      for (double& value : sum) {
+        value /= static_cast<double>(count);
+      }
+      expected.push_back(sum);
+    }
+    check_close(Level::pool(args, x), expected, tolerance);
+  }
+}
+
 template <class Level>
 void check_level() {
   check_mlp<float, Level>(1e-5);
   check_mlp<BFloat16, Level>(1. / 32);
+  check_conv_mlp<float, Level>(1e-5);
+  check_conv_mlp<BFloat16, Level>(1. / 32);
   check_attention<float, Level>(1e-5);
   check_attention<BFloat16, Level>(1. / 32);
+  check_pooling<float, Level>(1e-5);
+  check_pooling<BFloat16, Level>(1. / 64);
   check_convolution<float, Level>(1e-5);
   check_convolution<BFloat16, Level>(1. / 64);
 }

@@ -2,8 +2,10 @@
 // body (foreach_level.h).
 
 #include "cpu/attention_block_impl.h"
+#include "cpu/conv_mlp_block_impl.h"
 #include "cpu/convolve_impl.h"
 #include "cpu/mlp_block_impl.h"
+#include "cpu/pool_kv_impl.h"
 
 struct Bodies {
   template <class scalar_t>
@@ -24,11 +26,47 @@ struct Bodies {
           args, tokens.data(), rows, j, std::min<int64_t>(kTileColumns, args.hidden - j),
           hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, sums.data());
     }
+    project(args, hidden, rows, x);
+  }
+
+  template <class scalar_t>
+  static void project(const MlpArgs& args, const std::vector<float>& hidden, int64_t rows,
+                      std::vector<scalar_t>& x) {
     for (int64_t j = 0; j < args.C; j += kTileColumns) {
       std::vector<float> sums(rows * kTileColumns);
-      residual_columns(args.fc2, hidden.data(), rows, hidden_units, j,
+      residual_columns(args.fc2, hidden.data(), rows, num_units<scalar_t>(args.hidden), j,
                        std::min<int64_t>(kTileColumns, args.C - j), x.data(), args.C, sums.data());
     }
+  }
+
+  template <class scalar_t>
+  static void conv_mlp_in_bands(const ConvMlpArgs& args, std::vector<scalar_t>& x, int64_t bands) {
+    const std::vector<scalar_t> before = x;
+    const int64_t row_size = args.W * args.mlp.C;
+    for (int64_t band = 0; band < bands; ++band) {
+      const int64_t begin = band * args.H / bands, end = (band + 1) * args.H / bands;
+      std::vector<float> scratch(conv_mlp_scratch_size<scalar_t>(args, end - begin));
+      conv_mlp_band<scalar_t>(
+          args,
+          {x.data(), begin, end, begin > 0 ? before.data() + (begin - 1) * row_size : nullptr,
+           end < args.H ? before.data() + end * row_size : nullptr},
+          scratch.data());
+    }
+  }
+
+  template <class scalar_t>
+  static void conv_mlp_by_columns(const ConvMlpArgs& args, std::vector<scalar_t>& x) {
+    const MlpArgs& mlp = args.mlp;
+    const int64_t rows = args.H * args.W, hidden_units = num_units<scalar_t>(mlp.hidden);
+    std::vector<float> tokens(rows * num_units<scalar_t>(mlp.C)), hidden(rows * hidden_units);
+    layer_norm_to_units<scalar_t>(x.data(), mlp.C, rows, mlp.C, mlp.norm, tokens.data());
+    for (int64_t j = 0; j < mlp.hidden; j += kTileColumns) {
+      std::vector<float> scratch(conv_columns_scratch_size(args, 1));
+      hidden_columns_of_images<scalar_t>(
+          args, tokens.data(), 1, j, std::min<int64_t>(kTileColumns, mlp.hidden - j),
+          hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, scratch.data());
+    }
+    project(mlp, hidden, rows, x);
   }
 
   template <class scalar_t>
@@ -59,6 +97,17 @@ struct Bodies {
     }
     std::vector<float> scratch(folded_scratch_size<scalar_t>(args, rows));
     folded_attention_rows(args, folded.data(), x.data(), rows, scratch.data());
+  }
+
+  template <class scalar_t>
+  static std::vector<scalar_t> pool(const PoolArgs& args, const std::vector<scalar_t>& x) {
+    const int64_t P = args.pool_size;
+    std::vector<scalar_t> out(P * P * args.C);
+    for (int64_t cell = 0; cell < P * P; ++cell) {
+      std::vector<float> scratch(pool_scratch_size(args));
+      pool_cell(args, x.data(), cell / P, cell % P, out.data() + cell * args.C, scratch.data());
+    }
+    return out;
   }
 
   template <class scalar_t>
