@@ -164,7 +164,7 @@ def main() -> None:
         for dtype in args.dtype:
             model = pack(lively(name), DTYPES[dtype])
             for batch in args.batch:
-                x = torch.randn(batch, 3, *args.size).to(DTYPES[dtype])
+                x = torch.randn(batch, 3, *args.size)
                 result = measure(model, x, dtype, args.seconds, gbytes)
                 show(f"{name} {dtype} batch {batch}, {args.size[0]}x{args.size[1]}", result)
                 tables.append({"model": name, "dtype": dtype, "batch": batch, **result})

@@ -142,14 +142,18 @@ inline void check_tokens(const char* op, const Tensor& x) {
   check(x.is_contiguous(), op, ": expected x contiguous, since it is changed in place");
 }
 
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
+  check(tensor.device() == x.device(), op, ": expected ", name,
+        " on the device of x, got another device");
+}
+
 // `tensor` lives where x does and is float32 or of x's dtype.
 inline void check_float_or_like(const char* op, const char* name, const Tensor& tensor,
                                 const Tensor& x) {
   check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == x.scalar_type(), op,
         ": expected ", name, " of dtype float32 or ", dtype_name(x.scalar_type()), " like x, got ",
         dtype_name(tensor.scalar_type()));
-  check(tensor.device() == x.device(), op, ": expected ", name,
-        " on the device of x, got another device");
+  check_device(op, name, tensor, x);
 }
 
 // `vector`: [size], float32 or the dtype of x.
@@ -160,7 +164,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& vector,
   check_float_or_like(op, name, vector, x);
 }
 
-// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up.
+// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's
+// dtype, or bfloat16 beside a float32 x.
 inline void check_packed(const char* op, const char* name, const Tensor& weight, int64_t rows,
                          int64_t columns, const Tensor& x) {
   const bool packed = weight.dim() == 4 && weight.size(2) == kPackedColumns && weight.size(3) >= 1;
@@ -173,7 +178,13 @@ inline void check_packed(const char* op, const char* name, const Tensor& weight,
         op, ": expected ", name, " packed from [", rows, ", ", columns, "], which is [",
         (rows + kPackedColumns - 1) / kPackedColumns, ", ", (columns + group - 1) / group, ", 16, ",
         group, "], got ", shape(weight));
-  check_like(op, name, weight, "x", x);
+  const bool narrow =
+      x.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::BFloat16;
+  check(narrow || weight.scalar_type() == x.scalar_type(), op, ": expected ", name, " of dtype ",
+        dtype_name(x.scalar_type()), " like x",
+        x.scalar_type() == ScalarType::Float ? " or bfloat16" : "", ", got ",
+        dtype_name(weight.scalar_type()));
+  check_device(op, name, weight, x);
 }
 
 struct MlpShape {

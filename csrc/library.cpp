@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kOpsVersion = 2;
+constexpr int64_t kOpsVersion = 3;
 
 std::string compiler() {
 #if defined(__clang__)

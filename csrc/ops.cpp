@@ -16,8 +16,8 @@ STABLE_TORCH_LIBRARY(pvt, m) {
       "Tensor norm_bias, int sr_ratio, float eps) -> Tensor");
 
   // The operators below are for inference: whole half-blocks, on weights in panels ("packed
-  // [rows, columns]", pvt_ext/packing.py) and vectors of float32 or of x's dtype. Those that end in
-  // _ overwrite x, which is contiguous.
+  // [rows, columns]", pvt_ext/packing.py) of x's dtype, or of bfloat16 beside a float32 x, and
+  // vectors of float32 or of x's dtype. Those that end in _ overwrite x, which is contiguous.
 
   // LayerNorm(conv(x)) + position, from pixels or from tokens seen as a feature map.
   //   x: [B, C_in, H, W], any strides   weight: packed [C, kernel_size^2 * C_in], channels

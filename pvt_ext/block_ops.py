@@ -1,9 +1,11 @@
 """The operators of a packed model: half a transformer block each, for inference.
 
-They take weight matrices in panels (:mod:`pvt_ext.packing`) and vectors (biases, norms) in float32
-or the dtype of ``x``. float32 and bfloat16 run in the library's own CPU kernels, which accumulate,
-normalise and take the softmax in float32 and keep every intermediate of a tile of tokens in the
-processor's caches; other dtypes and devices run in ATen, on weights unpacked at every call.
+They take weight matrices in panels (:mod:`pvt_ext.packing`), of the dtype of ``x`` or, beside a
+float32 ``x``, of bfloat16: what is multiplied by such a weight is rounded to bfloat16 first.
+Vectors (biases, norms) are float32 or of the dtype of ``x``. float32 tokens run in the library's
+own CPU kernels, which accumulate, normalise and take the softmax in float32 and keep every
+intermediate of a tile of tokens in the processor's caches; other dtypes and devices run in ATen, on
+weights unpacked at every call.
 
 Results do not depend on the number of threads, and those of a batch are those of its images one by
 one, bit for bit. There are no gradients. Names that end in ``_`` overwrite ``x``, which must be

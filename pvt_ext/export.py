@@ -42,7 +42,7 @@ class ModelFile(nn.Module):
 
     def __init__(self, model: PVT, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # takes images of dtype
         self.transform = preprocess
         self.register_buffer("like", torch.empty(0, dtype=dtype))  # follows .to() as weights do
 
@@ -76,7 +76,8 @@ def export_torchscript(
         model: a classifier for RGB images (``in_chans=3``).
         path: usually ``<variant>.pt``. A link is followed; what exists must be a regular file.
         preset: preprocessing, a name in :data:`pvt_ext.preprocess.PRESETS`.
-        dtype: ``"fp32"`` or ``"bf16"``, of weights and arithmetic. Input and output are float32.
+        dtype: ``"fp32"`` or ``"bf16"``, of weights and arithmetic (:func:`~pvt_ext.inference.pack`
+            says of which). Input and output are float32.
         labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
         weights_source, weights_sha256, seed: where the weights come from, recorded in the file;
             ``"model"`` says no more than that the model had them.
@@ -101,8 +102,10 @@ def export_torchscript(
 
     preprocess = Preprocess(preset, model.img_size)
     plain = deepcopy(model).to("cpu")
-    network = pack(plain, DTYPES[dtype]) if plain.fused else plain.to(DTYPES[dtype])
-    module = ModelFile(network, preprocess, DTYPES[dtype]).eval()
+    if plain.fused:
+        module = ModelFile(pack(plain, DTYPES[dtype]), preprocess, torch.float32).eval()
+    else:
+        module = ModelFile(plain.to(DTYPES[dtype]), preprocess, DTYPES[dtype]).eval()
     with torch.inference_mode():
         scores = module(torch.zeros(1, 3, model.min_size, model.min_size))
     if scores.shape != (1, model.num_classes):

@@ -229,12 +229,13 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
 
     Args:
         model: any variant; it is not changed.
-        dtype: of the weights of linear layers and convolutions and of the tokens, torch.float32 or
-            torch.bfloat16. Biases, norms, positions, sums and softmax are float32 in both.
+        dtype: of the weights of linear layers and convolutions and of what is multiplied by them,
+            torch.float32 or torch.bfloat16. Tokens, biases, norms, positions, sums and softmax are
+            float32 in both.
 
     Returns:
         a PVT whose patch embeddings and blocks are those of this module. All its weights are
-        buffers; ``forward`` and ``features`` take images of ``dtype``.
+        buffers; ``forward`` and ``features`` take and give float32.
 
     Raises:
         ValueError: another dtype, or a model that is packed already.
@@ -243,13 +244,10 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
         raise ValueError("model: expected one that is not packed yet")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    packed = deepcopy(model).to(dtype).eval()
+    packed = deepcopy(model).float().eval()
     for stage, original in zip(packed.stages, model.stages, strict=True):
         assert isinstance(original, Stage)
         stage.patch_embed = PackedPatchEmbed(original.patch_embed, dtype)
-        if original.pos_embed is not None:
-            # In float32: it is added to sums, before they are rounded.
-            stage.pos_embed = nn.Parameter(original.pos_embed.detach().clone())
         blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
         stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
     for module in packed.modules():

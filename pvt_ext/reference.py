@@ -104,8 +104,8 @@ def patch_embed(
     """:func:`pvt_ext.block_ops.patch_embed`: convolution, LayerNorm, positions."""
     C_in, C = x.shape[1], bias.shape[0]
     matrix = unpack_weight(weight, C, kernel_size * kernel_size * C_in)
-    weight = matrix.unflatten(1, (kernel_size, kernel_size, C_in)).permute(0, 3, 1, 2)
-    x = F.conv2d(x, weight, bias.to(x.dtype), stride, padding)
+    filters = matrix.unflatten(1, (kernel_size, kernel_size, C_in)).permute(0, 3, 1, 2)
+    x = F.conv2d(_rounded(x, weight), filters.to(x.dtype), bias.to(x.dtype), stride, padding)
     x = _layer_norm(x.flatten(2).transpose(1, 2), norm_weight, norm_bias, eps)
     return x if position is None else x + position.to(x.dtype)
 
@@ -177,7 +177,8 @@ def attention_block(
 ) -> Tensor:
     """What :func:`pvt_ext.block_ops.attention_block_` leaves in ``x``."""
     q = _linear(_layer_norm(x, norm_weight, norm_bias, eps), q_weight, q_bias)
-    return x + _linear(sra_attention(q, kv, num_heads, scale), proj_weight, proj_bias)
+    heads = sra_attention(_rounded(q, q_weight), _rounded(kv, q_weight), num_heads, scale)
+    return x + _linear(heads, proj_weight, proj_bias)
 
 
 def mlp_block(
@@ -230,7 +231,13 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def _linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(x, unpack_weight(packed, bias.shape[0], x.shape[-1]), bias.to(x.dtype))
+    weight = unpack_weight(packed, bias.shape[0], x.shape[-1])
+    return F.linear(_rounded(x, packed), weight.to(x.dtype), bias.to(x.dtype))
+
+
+def _rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` as it is multiplied by ``weight``: of the weight's precision."""
+    return x.to(weight.dtype).to(x.dtype)
 
 
 def _resample_matrix(in_size: int, out_size: int, interpolation: str) -> Tensor:

@@ -15,6 +15,11 @@ from pvt_ext.packing import pack_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
+# dtypes of the tokens and of the packed weights of an operator: those that the CPU kernels take,
+# and all
+PACKED = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)]
+PACKED_DTYPES = PACKED + [(dtype, dtype) for dtype in DTYPES[1:]]
+
 
 @dataclass(frozen=True)
 class AttentionCase:
@@ -79,7 +84,9 @@ class PatchCase:
     tokens: bool = False  # the input is a view of tokens, as between stages
     eps: float = 1e-5
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         K = self.kernel_size
         shape = (self.B, self.C_in, self.H, self.W)
         x = torch.randn(shape, dtype=dtype)
@@ -87,10 +94,10 @@ class PatchCase:
             x = x.to(memory_format=torch.channels_last)
         out_H, out_W = ((n + 2 * self.padding - K) // self.stride + 1 for n in (self.H, self.W))
         position = torch.randn(out_H * out_W, self.C).to(dtype) if self.position else None
-        weight = packed(dtype, self.C, K * K * self.C_in)
+        matrix = packed(weight, self.C, K * K * self.C_in)
         bias, norm_weight, norm_bias = vectors(dtype, self.C, self.C, self.C)
         rest = (position, K, self.stride, self.padding)
-        return x, weight, bias, norm_weight, norm_bias, self.eps, *rest
+        return x, matrix, bias, norm_weight, norm_bias, self.eps, *rest
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,14 @@ class KvCase:
     eps: float = 1e-6
     sr_eps: float = 1e-5
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         C, R = self.C, self.sr_ratio
         x = torch.randn(self.B, self.H * self.W, C, dtype=dtype)
         norm = (*vectors(dtype, C, C), self.eps)
-        reduction = (packed(dtype, C, R * R * C), *vectors(dtype, C, C, C)) if R else 4 * (None,)
-        kv = (packed(dtype, 2 * C, C), *vectors(dtype, 2 * C))
+        reduction = (packed(weight, C, R * R * C), *vectors(dtype, C, C, C)) if R else 4 * (None,)
+        kv = (packed(weight, 2 * C, C), *vectors(dtype, 2 * C))
         return x, self.H, self.W, *norm, *reduction, self.sr_eps, *kv, max(R, 1)
 
 
@@ -122,12 +131,14 @@ class PoolCase:
     eps: float = 1e-6
     sr_eps: float = 1e-5
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         C = self.C
         x = torch.randn(self.B, self.H * self.W, C, dtype=dtype)
         norm = (*vectors(dtype, C, C), self.eps)
-        reduction = (packed(dtype, C, C), *vectors(dtype, C, C, C), self.sr_eps)
-        kv = (packed(dtype, 2 * C, C), *vectors(dtype, 2 * C))
+        reduction = (packed(weight, C, C), *vectors(dtype, C, C, C), self.sr_eps)
+        kv = (packed(weight, 2 * C, C), *vectors(dtype, 2 * C))
         return x, self.H, self.W, *norm, self.pool_size, *reduction, *kv
 
 
@@ -140,11 +151,13 @@ class AttentionBlockCase:
     kv_len: int
     eps: float = 1e-6
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         C = self.C
         x = torch.randn(self.B, self.N, C, dtype=dtype)
         kv = torch.randn(self.B, self.kv_len, 2 * C, dtype=dtype)
-        layers = [(packed(dtype, C, C), *vectors(dtype, C)) for _ in range(2)]
+        layers = [(packed(weight, C, C), *vectors(dtype, C)) for _ in range(2)]
         scale = (C // self.num_heads) ** -0.5
         return x, kv, *vectors(dtype, C, C), self.eps, *layers[0], *layers[1], self.num_heads, scale
 
@@ -157,11 +170,13 @@ class MlpCase:
     hidden: int
     eps: float = 1e-6
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         C, hidden = self.C, self.hidden
         x = torch.randn(self.B, self.N, C, dtype=dtype)
-        fc1 = (packed(dtype, hidden, C), *vectors(dtype, hidden))
-        fc2 = (packed(dtype, C, hidden), *vectors(dtype, C))
+        fc1 = (packed(weight, hidden, C), *vectors(dtype, hidden))
+        fc2 = (packed(weight, C, hidden), *vectors(dtype, C))
         return x, *vectors(dtype, C, C), self.eps, *fc1, *fc2
 
 
@@ -175,9 +190,11 @@ class ConvMlpCase:
     relu: bool = False
     eps: float = 1e-6
 
-    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
         mlp = MlpCase(self.B, self.H * self.W, self.C, self.hidden, self.eps)
-        x, *before, fc2_weight, fc2_bias = mlp.inputs(dtype)
+        x, *before, fc2_weight, fc2_bias = mlp.inputs(dtype, weight)
         taps = (torch.randn(3, 3, self.hidden) / 3).to(dtype)
         conv = (self.relu, taps, *vectors(dtype, self.hidden))
         return x, self.H, self.W, *before, *conv, fc2_weight, fc2_bias

@@ -1,4 +1,5 @@
-// LayerNorm and linear layers in ATen, as the packed operators hold them.
+// LayerNorm and linear layers in ATen, as the packed operators hold them. Products are taken in the
+// dtype of their weight, everything else in that of the tokens.
 #pragma once
 
 #include "aten/call.h"
@@ -26,12 +27,13 @@ inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor&
   const Tensor weight = call_aten(
       "aten::permute", "", torch::stable::reshape(matrix, {C, kernel_size, kernel_size, C_in}),
       Ints{0, 3, 1, 2});
-  const Tensor map = call_aten("aten::conv2d", "", x, weight,
-                               std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())),
+  const ScalarType dtype = packed.scalar_type();
+  const Tensor map = call_aten("aten::conv2d", "", torch::stable::to(x, dtype), weight,
+                               std::optional<Tensor>(torch::stable::to(bias, dtype)),
                                Ints{stride, stride}, Ints{padding, padding}, Ints{1, 1},
                                /*groups=*/int64_t{1});
-  const Tensor flat = torch::stable::reshape(map, {x.size(0), C, map.size(2) * map.size(3)});
-  return torch::stable::transpose(flat, 1, 2);
+  Tensor flat = torch::stable::reshape(map, {x.size(0), C, map.size(2) * map.size(3)});
+  return torch::stable::to(torch::stable::transpose(flat, 1, 2), x.scalar_type());
 }
 
 // The depthwise convolution of tokens x [B, H * W, C] with weight [3, 3, C], zeros around the grid.
@@ -51,8 +53,10 @@ inline Tensor depthwise_aten(const Tensor& x, int64_t H, int64_t W, const Tensor
 
 inline Tensor linear_aten(const Tensor& x, const Tensor& packed, const Tensor& bias) {
   const Tensor weight = unpack_weight(packed, bias.size(0), x.size(-1));
-  return call_aten("aten::linear", "", x, weight,
-                   std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())));
+  const ScalarType dtype = packed.scalar_type();
+  const Tensor out = call_aten("aten::linear", "", torch::stable::to(x, dtype), weight,
+                               std::optional<Tensor>(torch::stable::to(bias, dtype)));
+  return torch::stable::to(out, x.scalar_type());
 }
 
 inline Tensor layer_norm_aten(const Tensor& x, const Tensor& weight, const Tensor& bias,

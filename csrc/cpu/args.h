@@ -59,12 +59,11 @@ struct ConvMlpArgs {
 
 // Rows [begin, end) of an image's token grid. The rows beside them are copies, since other threads
 // overwrite those of the image; null outside the image.
-template <class scalar_t>
 struct Band {
-  scalar_t* image;  // [H, W, C]
+  float* image;  // [H, W, C]
   int64_t begin, end;
-  const scalar_t* above;
-  const scalar_t* below;
+  const float* above;
+  const float* below;
 };
 
 struct AttentionArgs {

@@ -17,11 +17,20 @@ inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, cons
   attend<scalar_t>(
       packed, rows, args.kv_len, head_dim, args.scale, scratch,
       [=](int64_t row, float* units) {
-        Operand<scalar_t>::floats_to_units(head + row * stride, head_dim, units);
+        Operand<scalar_t>::to_units(head + row * stride, head_dim, units);
       },
       [=](int64_t row, const float* o) {
         __builtin_memcpy(head + row * stride, o, head_dim * sizeof(float));
       });
+}
+
+// tokens <- the heads' output as units   rows: [count, round_up(C, kPanel)]
+template <class scalar_t>
+inline void rows_to_tokens(const float* rows, int64_t count, int64_t C, float* tokens) {
+  for (int64_t i = 0; i < count; ++i) {
+    Operand<scalar_t>::to_units(rows + i * round_up(C, kPanel), C,
+                                tokens + i * num_units<scalar_t>(C));
+  }
 }
 
 // Floats of working memory that attention_rows() needs.
@@ -34,8 +43,8 @@ inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
 //   x: [rows, C]   packed: the heads' keys and values, one head after the other
 template <class scalar_t>
-inline void attention_rows(const AttentionArgs& args, const float* packed, scalar_t* x,
-                           int64_t rows, float* scratch) {
+inline void attention_rows(const AttentionArgs& args, const float* packed, float* x, int64_t rows,
+                           float* scratch) {
   const int64_t C = args.C, stride = round_up(C, kPanel), depth = num_units<scalar_t>(C);
   float* q = scratch;                 // [rows, stride], then the heads' output
   float* tokens = q + rows * stride;  // [rows, depth]
@@ -47,9 +56,7 @@ inline void attention_rows(const AttentionArgs& args, const float* packed, scala
                               packed + h * packed_head_size<scalar_t>(args.kv_len, args.head_dim),
                               rows, attend_scratch);
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    Operand<scalar_t>::floats_to_units(q + i * stride, C, tokens + i * depth);
-  }
+  rows_to_tokens<scalar_t>(q, rows, C, tokens);
   gemm<scalar_t>(rows, C, depth, tokens, depth, args.proj.weight, depth * kPanel, q, stride,
                  /*accumulate=*/false);
   add_residual(q, stride, args.proj.bias, rows, C, x, C);

@@ -33,22 +33,21 @@ bool is_worth_folding(const SraShape& s) {
 }
 
 // The images that one step works on: s.B of them.
-template <class scalar_t>
 struct Images {
   SraShape s;
-  scalar_t* x;  // [B, N, C]
-  const scalar_t* kv;
+  float* x;  // [B, N, C]
+  const float* kv;
   int64_t kv_batch_stride, kv_stride;  // in elements
 
-  const scalar_t* keys(int64_t b, int64_t h) const {
+  const float* keys(int64_t b, int64_t h) const {
     return kv + b * kv_batch_stride + h * s.head_dim;
   }
-  const scalar_t* values(int64_t b, int64_t h) const { return keys(b, h) + s.C; }
+  const float* values(int64_t b, int64_t h) const { return keys(b, h) + s.C; }
 };
 
 // run(image, first token, number of tokens) for every tile of tokens.
-template <class scalar_t, class Run>
-void foreach_tile(const Images<scalar_t>& images, const RowTiles& tiles, const Run& run) {
+template <class Run>
+void foreach_tile(const Images& images, const RowTiles& tiles, const Run& run) {
   const SraShape& s = images.s;
   parallel_tasks(s.B * tiles.count, [&](int64_t task) {
     const int64_t b = task / tiles.count, tile = task % tiles.count;
@@ -57,7 +56,7 @@ void foreach_tile(const Images<scalar_t>& images, const RowTiles& tiles, const R
 }
 
 template <class scalar_t>
-void run_folded(const Images<scalar_t>& images, const AttentionArgs& args) {
+void run_folded(const Images& images, const AttentionArgs& args) {
   const SraShape& s = images.s;
   const int64_t image_size = PVT_BEST_LEVEL(folded_size<scalar_t>)(args);
   float* query_rows = thread_scratch<Scratch::kShared>(s.C * s.C + s.B * image_size);
@@ -84,7 +83,7 @@ void run_folded(const Images<scalar_t>& images, const AttentionArgs& args) {
   const RowTiles tiles(s.N, s.B);
   const auto attention = PVT_BEST_LEVEL(folded_attention_rows<scalar_t>);
   const int64_t scratch = PVT_BEST_LEVEL(folded_scratch_size<scalar_t>)(args, tiles.height);
-  foreach_tile(images, tiles, [&](int64_t b, scalar_t* x, int64_t rows) {
+  foreach_tile(images, tiles, [&](int64_t b, float* x, int64_t rows) {
     attention(args, folded + b * image_size, x, rows, thread_scratch(scratch));
   });
 }
@@ -97,9 +96,9 @@ int64_t packed_image_size(const SraShape& s) {
 
 // packed <- keys and values of all images, head after head
 template <class scalar_t>
-void pack_heads(const Images<scalar_t>& images, float* packed) {
+void pack_heads(const Images& images, float* packed) {
   const SraShape& s = images.s;
-  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
+  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t, float>);
   const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
@@ -109,19 +108,19 @@ void pack_heads(const Images<scalar_t>& images, float* packed) {
 }
 
 template <class scalar_t>
-void run_rows(const Images<scalar_t>& images, const AttentionArgs& args, const RowTiles& tiles) {
+void run_rows(const Images& images, const AttentionArgs& args, const RowTiles& tiles) {
   const int64_t image_size = packed_image_size<scalar_t>(images.s);
   float* packed = thread_scratch<Scratch::kShared>(images.s.B * image_size);
-  pack_heads(images, packed);
+  pack_heads<scalar_t>(images, packed);
   const auto attention = PVT_BEST_LEVEL(attention_rows<scalar_t>);
   const int64_t scratch = PVT_BEST_LEVEL(attention_scratch_size<scalar_t>)(args, tiles.height);
-  foreach_tile(images, tiles, [&](int64_t b, scalar_t* x, int64_t rows) {
+  foreach_tile(images, tiles, [&](int64_t b, float* x, int64_t rows) {
     attention(args, packed + b * image_size, x, rows, thread_scratch(scratch));
   });
 }
 
 template <class scalar_t>
-void run_columns(const Images<scalar_t>& images, const AttentionArgs& args) {
+void run_columns(const Images& images, const AttentionArgs& args) {
   const SraShape& s = images.s;
   const int64_t rows = s.B * s.N, image_size = packed_image_size<scalar_t>(s);
   const int64_t stride = PVT_BEST_LEVEL(round_up)(s.C, kPackedColumns);
@@ -132,8 +131,8 @@ void run_columns(const Images<scalar_t>& images, const AttentionArgs& args) {
   const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
   const int64_t column_tiles = (s.C + tile - 1) / tile;
 
-  pack_heads(images, packed);
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
+  pack_heads<scalar_t>(images, packed);
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     normalise(images.x + begin * s.C, s.C, end - begin, s.C, args.norm, tokens + begin * depth);
   });
@@ -148,11 +147,9 @@ void run_columns(const Images<scalar_t>& images, const AttentionArgs& args) {
     attend(args, h, q + b * s.N * stride, packed + task * image_size / s.num_heads, s.N,
            thread_scratch(PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim)));
   });
-  const auto to_units = PVT_BEST_LEVEL(Operand<scalar_t>::floats_to_units);
+  const auto to_tokens = PVT_BEST_LEVEL(rows_to_tokens<scalar_t>);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      to_units(q + i * stride, s.C, tokens + i * depth);
-    }
+    to_tokens(q + begin * stride, end - begin, s.C, tokens + begin * depth);
   });
   const auto project = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {
@@ -173,7 +170,7 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   if (s.B * s.N == 0) {
     return;
   }
-  if (!has_packed_kernel(x, q_weight) || !has_packed_kernel(x, proj_weight)) {
+  if (!have_packed_kernel(x, {q_weight, proj_weight})) {
     return attention_block_aten(x, kv, norm_weight, norm_bias, eps, q_weight, q_bias, proj_weight,
                                 proj_bias, num_heads, scale);
   }
@@ -187,25 +184,25 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
   args.q = {packed_data(q), q_b.data()};
   args.proj = {packed_data(proj), proj_b.data()};
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
+  float* tokens = static_cast<float*>(x.mutable_data_ptr());
+  const float* keys = static_cast<const float*>(kv_rows.const_data_ptr());
+  dispatch_packed_dtype(q_weight.scalar_type(), [&](auto type) {
     using scalar_t = decltype(type);
     const bool folds = is_worth_folding(s);
     const int64_t image_size =
         folds ? PVT_BEST_LEVEL(folded_size<scalar_t>)(args) : packed_image_size<scalar_t>(s);
     const int64_t at_once = images_at_once(s.B, image_size);
     for (int64_t b = 0; b < s.B; b += at_once) {
-      Images<scalar_t> images{
-          s, static_cast<scalar_t*>(x.mutable_data_ptr()) + b * s.N * s.C,
-          static_cast<const scalar_t*>(kv_rows.const_data_ptr()) + b * kv_rows.stride(0),
-          kv_rows.stride(0), kv_rows.stride(1)};
+      Images images{s, tokens + b * s.N * s.C, keys + b * kv_rows.stride(0), kv_rows.stride(0),
+                    kv_rows.stride(1)};
       images.s.B = std::min(at_once, s.B - b);
       const RowTiles tiles(s.N, images.s.B);
       if (folds) {
-        run_folded(images, args);
+        run_folded<scalar_t>(images, args);
       } else if (tiles.too_few()) {
-        run_columns(images, args);
+        run_columns<scalar_t>(images, args);
       } else {
-        run_rows(images, args, tiles);
+        run_rows<scalar_t>(images, args, tiles);
       }
     }
   });

@@ -121,7 +121,7 @@ inline int64_t conv_mlp_scratch_size(const ConvMlpArgs& args, int64_t rows) {
 
 // x <- x + fc2(gelu(conv(fc1(LayerNorm(x))))) for the tokens of a band
 template <class scalar_t>
-inline void conv_mlp_band(const ConvMlpArgs& args, const Band<scalar_t>& band, float* scratch) {
+inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scratch) {
   constexpr int64_t hidden_stride = kHiddenBlock / Operand<scalar_t>::kPerUnit;
   const MlpArgs& mlp = args.mlp;
   const int64_t C = mlp.C, W = args.W, depth = num_units<scalar_t>(C);
@@ -139,9 +139,9 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band<scalar_t>& band, f
     // The rows [first, last) are new: all at first, then those that do not wait from before.
     const int64_t first = y == band.begin ? y - 1 : y + 1, last = y + count + 1;
     for (int64_t r = first; r < last; ++r) {
-      const scalar_t* row = r < band.begin  ? band.above
-                            : r == band.end ? band.below
-                                            : band.image + r * W * C;
+      const float* row = r < band.begin  ? band.above
+                         : r == band.end ? band.below
+                                         : band.image + r * W * C;
       if (row != nullptr) {
         layer_norm_to_units<scalar_t>(row, C, W, C, mlp.norm, tokens + (r - first) * W * depth);
       }

@@ -25,7 +25,7 @@ constexpr int64_t kMostTokens = 512;  // that of several images with so many tok
 
 // x: [images, H, W, C]
 template <class scalar_t>
-void run_columns(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
+void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
   const MlpArgs& mlp = args.mlp;
   const int64_t C = mlp.C, rows = images * args.H * args.W;
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
@@ -35,7 +35,7 @@ void run_columns(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
   float* tokens = thread_scratch<Scratch::kShared>(rows * (depth + hidden_depth));
   float* hidden = tokens + rows * depth;
 
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     normalise(x + begin * C, C, end - begin, C, mlp.norm, tokens + begin * depth);
   });
@@ -59,7 +59,7 @@ void run_columns(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
 
 // x: [images, H, W, C]
 template <class scalar_t>
-void run_bands(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
+void run_bands(const ConvMlpArgs& args, int64_t images, float* x) {
   const int64_t row_size = args.W * args.mlp.C;
   const int64_t threads = torch::stable::get_num_threads();
   const bool divided = images < threads || images % threads != 0;
@@ -68,13 +68,12 @@ void run_bands(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
 
   // The rows at either side of every border, as they are before any band is changed.
   const int64_t borders = images * (bands - 1);
-  scalar_t* copies = reinterpret_cast<scalar_t*>(
-      thread_scratch<Scratch::kShared>(borders * 2 * row_size));  // [borders, 2, W, C]
+  float* copies = thread_scratch<Scratch::kShared>(borders * 2 * row_size);  // [borders, 2, W, C]
   parallel_for(borders, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / (bands - 1), row = begin_of(i % (bands - 1) + 1);
       std::memcpy(copies + i * 2 * row_size, x + (image * args.H + row - 1) * row_size,
-                  2 * row_size * sizeof(scalar_t));
+                  2 * row_size * sizeof(float));
     }
   });
 
@@ -83,7 +82,7 @@ void run_bands(const ConvMlpArgs& args, int64_t images, scalar_t* x) {
   parallel_tasks(images * bands, [&](int64_t task) {
     const int64_t image = task / bands, band = task % bands;
     const int64_t begin = begin_of(band), end = begin_of(band + 1);
-    const scalar_t* border = copies + (image * (bands - 1) + band) * 2 * row_size;  // the lower
+    const float* border = copies + (image * (bands - 1) + band) * 2 * row_size;  // the lower
     mlp(args,
         {x + image * args.H * row_size, begin, end, band > 0 ? border - 2 * row_size : nullptr,
          band + 1 < bands ? border + row_size : nullptr},
@@ -103,7 +102,7 @@ void conv_mlp_block_cpu(Tensor& x, int64_t H, int64_t W, const Tensor& norm_weig
   if (s.rows == 0) {
     return;
   }
-  if (!has_packed_kernel(x, fc1_weight) || !has_packed_kernel(x, fc2_weight)) {
+  if (!have_packed_kernel(x, {fc1_weight, fc2_weight})) {
     return conv_mlp_block_aten(x, H, W, norm_weight, norm_bias, eps, fc1_weight, fc1_bias, relu,
                                dwconv_weight, dwconv_bias, fc2_weight, fc2_bias);
   }
@@ -118,16 +117,16 @@ void conv_mlp_block_cpu(Tensor& x, int64_t H, int64_t W, const Tensor& norm_weig
   args.mlp.fc2 = {packed_data(fc2), fc2_b.data()};
   args.H = H, args.W = W, args.relu = relu;
   args.taps = taps.data(), args.conv_bias = conv_b.data();
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
+  float* data = static_cast<float*>(x.mutable_data_ptr());
+  dispatch_packed_dtype(fc1_weight.scalar_type(), [&](auto type) {
     using scalar_t = decltype(type);
-    scalar_t* data = static_cast<scalar_t*>(x.mutable_data_ptr());
     const int64_t images = s.rows / (H * W);
     if (H * W > kFewTokens) {
-      return run_bands(args, images, data);
+      return run_bands<scalar_t>(args, images, data);
     }
     const int64_t at_once = std::max<int64_t>(kMostTokens / (H * W), 1);
     for (int64_t b = 0; b < images; b += at_once) {
-      run_columns(args, std::min(at_once, images - b), data + b * H * W * s.C);
+      run_columns<scalar_t>(args, std::min(at_once, images - b), data + b * H * W * s.C);
     }
   });
 }

@@ -16,7 +16,7 @@
 
 namespace pvt {
 
-void convolve(const PatchArgs& args, int64_t images, ScalarType dtype, const void* x,
+void convolve(const PatchArgs& args, int64_t images, ScalarType dtype, const float* x,
               const FinishRows& finish) {
   constexpr int64_t kMaxHeight = 48;  // rows of patches: they are long
   const int64_t rows = images * args.out_H * args.out_W;
@@ -26,14 +26,13 @@ void convolve(const PatchArgs& args, int64_t images, ScalarType dtype, const voi
   dispatch_packed_dtype(dtype, [&](auto type) {
     using scalar_t = decltype(type);
     const auto convolve = PVT_BEST_LEVEL(convolve_rows<scalar_t>);
-    const scalar_t* data = static_cast<const scalar_t*>(x);
     const int64_t columns = (stride + width - 1) / width;
     if (!tiles.too_few() || columns < tiles.threads) {
       const int64_t scratch = PVT_BEST_LEVEL(convolve_scratch_size<scalar_t>)(args, tiles.height);
       parallel_tasks(tiles.count, [&](int64_t tile) {
         const int64_t row = tiles.begin(tile), height = tiles.rows(tile);
         float* sums = thread_scratch(height * stride + scratch);
-        convolve(args, data, row, height, 0, stride, sums, stride, sums + height * stride);
+        convolve(args, x, row, height, 0, stride, sums, stride, sums + height * stride);
         finish(row, height, sums);
       });
       return;
@@ -43,7 +42,7 @@ void convolve(const PatchArgs& args, int64_t images, ScalarType dtype, const voi
     float* sums = thread_scratch<Scratch::kSums>(rows * stride);
     parallel_for(columns, 1, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * width, last = std::min(end * width, stride);
-      convolve(args, data, 0, rows, first, last - first, sums + first, stride,
+      convolve(args, x, 0, rows, first, last - first, sums + first, stride,
                thread_scratch(scratch));
     });
     parallel_for(rows, 8, [&](int64_t begin, int64_t end) {

@@ -16,8 +16,8 @@ namespace pvt {
 using FinishRows = std::function<void(int64_t row, int64_t rows, float* sums)>;
 
 // Calls finish() for every output token once, in parallel.
-//   x: float32 or bfloat16 (`dtype`), `images` of them, strided as in args
+//   x: `images` of them, strided as in args   dtype: of the weight, float32 or bfloat16
 void convolve(const PatchArgs& args, int64_t images, torch::headeronly::ScalarType dtype,
-              const void* x, const FinishRows& finish);
+              const float* x, const FinishRows& finish);
 
 }  // namespace pvt

@@ -25,11 +25,11 @@ inline int64_t positions_per_sum(const PatchArgs& args) {
 
 // Calls visit(pixel, place) for the inputs of output row `row` at positions [first, first + count):
 // where the channels of one are, null outside the input, and where they go, [count, C_in].
-template <class scalar_t, class Visit>
-inline void foreach_pixel(const PatchArgs& args, const scalar_t* x, int64_t row, int64_t first,
-                          int64_t count, scalar_t* dst, const Visit& visit) {
+template <class Element, class Visit>
+inline void foreach_pixel(const PatchArgs& args, const float* x, int64_t row, int64_t first,
+                          int64_t count, Element* dst, const Visit& visit) {
   const int64_t per_image = args.out_H * args.out_W;
-  const scalar_t* image = x + row / per_image * args.batch_stride;
+  const float* image = x + row / per_image * args.batch_stride;
   const int64_t left = row % args.out_W * args.stride - args.padding;
   int64_t y = row % per_image / args.out_W * args.stride - args.padding + first / args.kernel_size;
   int64_t w = left + first % args.kernel_size;
@@ -44,21 +44,21 @@ inline void foreach_pixel(const PatchArgs& args, const scalar_t* x, int64_t row,
 }
 
 // dst <- the channels of a pixel
-template <class scalar_t>
-inline void copy_pixel(const PatchArgs& args, const scalar_t* pixel, scalar_t* dst) {
+template <class Element>
+inline void copy_pixel(const PatchArgs& args, const float* pixel, Element* dst) {
   if (pixel == nullptr) {
-    __builtin_memset(dst, 0, args.C_in * sizeof(scalar_t));
+    __builtin_memset(dst, 0, args.C_in * sizeof(Element));
   } else if (args.channel_stride == 1) {
-    __builtin_memcpy(dst, pixel, args.C_in * sizeof(scalar_t));
+    from_float(pixel, args.C_in, dst);
   } else {
     for (int64_t c = 0; c < args.C_in; ++c) {
-      dst[c] = pixel[c * args.channel_stride];
+      from_float(pixel + c * args.channel_stride, 1, dst + c);
     }
   }
 }
 
 // LayerNorm of tokens that come one at a time: they wait until there are kNormRows of them.
-template <class scalar_t>
+template <class Element>
 class NormQueue {
  public:
   NormQueue(int64_t C, const NormArgs& norm) : C_(C), norm_(norm) {}
@@ -70,7 +70,7 @@ class NormQueue {
       layer_norm_four(from_, C_, norm_, to_);
     }
   }
-  void push(const scalar_t* token, scalar_t* dst) {
+  void push(const float* token, Element* dst) {
     from_[waiting_] = token, to_[waiting_] = dst;
     if (++waiting_ == kNormRows) {
       layer_norm_four(from_, C_, norm_, to_);
@@ -82,20 +82,21 @@ class NormQueue {
   int64_t C_;
   NormArgs norm_;
   int waiting_ = 0;
-  const scalar_t* from_[kNormRows];
-  scalar_t* to_[kNormRows];
+  const float* from_[kNormRows];
+  Element* to_[kNormRows];
 };
 
 // units <- positions [first, first + count) of the patches of output rows [row, row + rows), after
 // the LayerNorm of their tokens if there is one.   units: [rows, num_units(count * C_in)]
 template <class scalar_t>
-inline void gather_patches(const PatchArgs& args, const scalar_t* x, int64_t row, int64_t rows,
+inline void gather_patches(const PatchArgs& args, const float* x, int64_t row, int64_t rows,
                            int64_t first, int64_t count, float* units) {
   const int64_t stride = num_units<scalar_t>(count * args.C_in) * Operand<scalar_t>::kPerUnit;
-  scalar_t* patch = reinterpret_cast<scalar_t*>(units);
-  NormQueue<scalar_t> queue(args.C_in, args.input_norm);
+  using Element = typename Operand<scalar_t>::Element;
+  Element* patch = reinterpret_cast<Element*>(units);
+  NormQueue<Element> queue(args.C_in, args.input_norm);
   for (int64_t i = 0; i < rows; ++i, patch += stride) {
-    foreach_pixel(args, x, row + i, first, count, patch, [&](const scalar_t* pixel, scalar_t* dst) {
+    foreach_pixel(args, x, row + i, first, count, patch, [&](const float* pixel, Element* dst) {
       if (args.input_norm.weight == nullptr || pixel == nullptr) {
         copy_pixel(args, pixel, dst);
       } else {
@@ -103,7 +104,7 @@ inline void gather_patches(const PatchArgs& args, const scalar_t* x, int64_t row
       }
     });
     if (count * args.C_in < stride) {
-      patch[stride - 1] = scalar_t(0.f);  // the pair of the last one
+      patch[stride - 1] = Element(0.f);  // the pair of the last one
     }
   }
 }
@@ -118,7 +119,7 @@ inline int64_t convolve_scratch_size(const PatchArgs& args, int64_t rows) {
 // output rows [row, row + rows).   sums: rows sums_stride apart   begin: a multiple of kPanel
 //   units: scratch, see convolve_scratch_size
 template <class scalar_t>
-inline void convolve_rows(const PatchArgs& args, const scalar_t* x, int64_t row, int64_t rows,
+inline void convolve_rows(const PatchArgs& args, const float* x, int64_t row, int64_t rows,
                           int64_t begin, int64_t columns, float* sums, int64_t sums_stride,
                           float* units) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
@@ -129,7 +130,7 @@ inline void convolve_rows(const PatchArgs& args, const scalar_t* x, int64_t row,
   for (int64_t first = 0; first < positions; first += gather) {
     const int64_t end = positions - first < gather ? positions : first + gather;
     const int64_t stride = num_units<scalar_t>((end - first) * args.C_in);
-    gather_patches(args, x, row, rows, first, end - first, units);
+    gather_patches<scalar_t>(args, x, row, rows, first, end - first, units);
     for (int64_t t = first; t < end; t += at_once) {
       const int64_t count = end - t < at_once ? end - t : at_once;
       gemm<scalar_t>(rows, columns, num_units<scalar_t>(count * args.C_in),

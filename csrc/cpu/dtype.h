@@ -3,6 +3,8 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
+
 #include "checks.h"
 #include "cpu/float_types.h"
 
@@ -29,15 +31,23 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Whether the kernels on packed weights take these: their panels are laid out for the dtype.
-inline bool has_packed_kernel(const Tensor& x, const Tensor& packed_weight) {
-  const ScalarType dtype = x.scalar_type();
-  return packed_weight.scalar_type() == dtype &&
-         ((dtype == ScalarType::Float && packed_weight.size(3) == 1) ||
-          (dtype == ScalarType::BFloat16 && packed_weight.size(3) == 2));
+// Whether the kernels on packed weights take these: float32 tokens, and weights of one dtype in
+// panels that are laid out for it.
+inline bool have_packed_kernel(const Tensor& x, std::initializer_list<Tensor> packed_weights) {
+  if (x.scalar_type() != ScalarType::Float) {
+    return false;
+  }
+  const ScalarType dtype = packed_weights.begin()->scalar_type();
+  const int64_t group = dtype == ScalarType::BFloat16 ? 2 : 1;
+  for (const Tensor& weight : packed_weights) {
+    if (weight.scalar_type() != dtype || weight.size(3) != group) {
+      return false;
+    }
+  }
+  return true;
 }
 
-// Calls run(scalar_t{}) for a dtype that has_packed_kernel().
+// Calls run(scalar_t{}) for a dtype of weights that have_packed_kernel().
 template <class Run>
 void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
   dtype == ScalarType::Float ? run(float{}) : run(BFloat16{});

@@ -56,25 +56,24 @@ inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* row
 // Floats of working memory that fold_keys() and fold_values() need.
 inline int64_t fold_scratch_size(const AttentionArgs& args) {
   const int64_t slots = slots_per_head(args);
-  return slots * args.head_dim + 4 * args.head_dim + 2 * slots * round_up(args.C, kPanel);
+  return slots * args.head_dim + 4 * args.head_dim + slots * round_up(args.C, kPanel);
 }
 
 // Head h of the folded keys and of the bias.
 //   query_rows: see unpack_query_weight   k: [kv_len, head_dim], rows kv_stride apart
 template <class scalar_t>
-inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_rows,
-                      const scalar_t* k, int64_t kv_stride, float* folded, float* scratch) {
+inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_rows, const float* k,
+                      int64_t kv_stride, float* folded, float* scratch) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
   const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head(args);
   const int64_t depth = num_units<scalar_t>(C);
   float* keys = scratch;                  // panels [slots / kPanel][head_dim][kPanel]
   float* rows = keys + slots * head_dim;  // [4, head_dim]
   float* sums = rows + 4 * head_dim;      // [C, slots]
-  scalar_t* narrow = reinterpret_cast<scalar_t*>(sums + C * slots);  // the same
   for (int64_t j = 0; j < slots; j += 4) {
     for (int64_t i = 0; i < 4; ++i) {
       if (j + i < args.kv_len) {
-        to_float(k + (j + i) * kv_stride, head_dim, rows + i * head_dim);
+        __builtin_memcpy(rows + i * head_dim, k + (j + i) * kv_stride, head_dim * sizeof(float));
       } else {
         __builtin_memset(rows + i * head_dim, 0, head_dim * sizeof(float));
       }
@@ -92,11 +91,10 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
   }
   gemm<float>(C, slots, head_dim, query_rows, head_dim, keys, head_dim * kPanel, sums, slots,
               /*accumulate=*/false);
-  from_float(sums, C * slots, narrow);
   for (int64_t c = 0; c < C; c += per_unit) {
     for (int64_t j = 0; j < slots; j += kPanel) {
       Operand<scalar_t>::rows_to_units(
-          narrow + c * slots + j, slots, C - c, kPanel,
+          sums + c * slots + j, slots, C - c, kPanel,
           folded + panel_offset(h * slots + j, depth * kPanel) + c / per_unit * kPanel);
     }
   }
@@ -104,29 +102,26 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
 
 // Head h of the folded values.   v: [kv_len, head_dim], rows kv_stride apart; head_dim is even
 template <class scalar_t>
-inline void fold_values(const AttentionArgs& args, int64_t h, const scalar_t* v, int64_t kv_stride,
+inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, int64_t kv_stride,
                         float* folded, float* scratch) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
   const int64_t head_dim = args.head_dim, slots = slots_per_head(args);
   const int64_t depth = num_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
   const int64_t panel_stride = num_units<scalar_t>(num_slots(args)) * kPanel;
-  float* rows = scratch;                                                 // [kv_len, depth]
-  float* sums = rows + slots * depth;                                    // [kv_len, width]
-  scalar_t* narrow = reinterpret_cast<scalar_t*>(sums + slots * width);  // the same
+  float* rows = scratch;               // [kv_len, depth]
+  float* sums = rows + slots * depth;  // [kv_len, width]
   for (int64_t j = 0; j < args.kv_len; ++j) {
     Operand<scalar_t>::to_units(v + j * kv_stride, head_dim, rows + j * depth);
   }
   gemm<scalar_t>(args.kv_len, width, depth, rows, depth,
                  args.proj.weight + h * head_dim / per_unit * kPanel,
                  num_units<scalar_t>(args.C) * kPanel, sums, width, /*accumulate=*/false);
-  from_float(sums, args.kv_len * width, narrow);
   float* values = folded_values<scalar_t>(args, folded);
   for (int64_t j = 0; j < slots; j += per_unit) {
     for (int64_t c = 0; c < width; c += kPanel) {
       float* dst = values + c / kPanel * panel_stride + (h * slots + j) / per_unit * kPanel;
       if (j < args.kv_len) {
-        Operand<scalar_t>::rows_to_units(narrow + j * width + c, width, args.kv_len - j, kPanel,
-                                         dst);
+        Operand<scalar_t>::rows_to_units(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
       } else {
         __builtin_memset(dst, 0, kPanel * sizeof(float));
       }
@@ -144,8 +139,8 @@ inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
 //   x: [rows, C]   folded: the image's keys, values and bias
 template <class scalar_t>
-inline void folded_attention_rows(const AttentionArgs& args, float* folded, scalar_t* x,
-                                  int64_t rows, float* scratch) {
+inline void folded_attention_rows(const AttentionArgs& args, float* folded, float* x, int64_t rows,
+                                  float* scratch) {
   const int64_t C = args.C, width = round_up(C, kPanel), depth = num_units<scalar_t>(C);
   const int64_t slots = num_slots(args), per_head = slots_per_head(args);
   const int64_t value_depth = num_units<scalar_t>(slots);
@@ -171,7 +166,7 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, scal
         head[j] = 0.f;
       }
     }
-    Operand<scalar_t>::floats_to_units(s + i * slots, slots, p + i * value_depth);
+    Operand<scalar_t>::to_units(s + i * slots, slots, p + i * value_depth);
   }
   gemm<scalar_t>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
                  value_depth * kPanel, out, width, /*accumulate=*/false);

@@ -32,19 +32,18 @@ struct Operand {
   static Vec part(Vec unit, int /*step*/) { return unit; }
   static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
 
-  static void to_units(const scalar_t* src, int64_t count, float* units) {
-    to_float(src, count, units);
+  // `src` and `units` may be the same.
+  template <class In>
+  static void to_units(const In* src, int64_t count, float* units) {
+    if (static_cast<const void*>(src) != units) {
+      to_float(src, count, units);
+    }
   }
   // units[t] <- the unit of rows[0][t], rows[1][t], ... of `count` rows, those that there are
-  static void rows_to_units(const scalar_t* rows, int64_t /*stride*/, int64_t /*count*/,
-                            int64_t columns, float* units) {
+  template <class In>
+  static void rows_to_units(const In* rows, int64_t /*stride*/, int64_t /*count*/, int64_t columns,
+                            float* units) {
     to_float(rows, columns, units);
-  }
-  // `src` and `units` may be the same.
-  static void floats_to_units(const float* src, int64_t count, float* units) {
-    if (src != units) {
-      __builtin_memcpy(units, src, count * sizeof(float));
-    }
   }
 };
 
@@ -76,7 +75,7 @@ struct Operand<BFloat16> {
     }
     __builtin_memcpy(units, src, count * sizeof(BFloat16));
   }
-  static void floats_to_units(const float* src, int64_t count, float* units) {
+  static void to_units(const float* src, int64_t count, float* units) {
     if (count % 2 != 0) {
       units[count / 2] = 0.f;
     }
@@ -88,6 +87,24 @@ struct Operand<BFloat16> {
       const BFloat16 pair[2] = {rows[t], count > 1 ? rows[stride + t] : BFloat16(0.f)};
       __builtin_memcpy(units + t, pair, sizeof pair);
     }
+  }
+  static void rows_to_units(const float* rows, int64_t stride, int64_t count, int64_t columns,
+                            float* units) {
+    for (int64_t t = 0; t < columns; t += kLanes) {
+      const int64_t lanes = columns - t < kLanes ? columns - t : kLanes;
+      const Vec first = load_floats(rows + t, lanes);
+      const Vec second = count > 1 ? load_floats(rows + stride + t, lanes) : Vec{};
+      const IntVec pair = ((upper_half(first) >> 16) & 0xffff) | upper_half(second);
+      store_floats((Vec)pair, lanes, units + t);
+    }
+  }
+
+ private:
+  // The lanes rounded to bfloat16, as floats: to nearest, ties to even, a NaN stays one.
+  static IntVec upper_half(Vec v) {
+    const IntVec bits = (IntVec)v;
+    const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & -65536;
+    return v == v ? rounded : IntVec{} + 0x7fc00000;
   }
 };
 

@@ -19,14 +19,14 @@ inline Quad reduce_add_four(const Vec* v) {
 
 // y[i] <- (x[i] - mean(x[i])) / sqrt(var(x[i]) + eps) * weight + bias   for four rows of C elements
 // Rows may be equal, and y may be x.
-template <class In, class Out>
-inline void layer_norm_four(const In* const* x, int64_t C, const NormArgs& norm, Out* const* y) {
+template <class Out>
+inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& norm, Out* const* y) {
   const int64_t whole = C / kLanes * kLanes, rest = C - whole;
   const float size = static_cast<float>(C);
   Vec partial[kNormRows] = {};
   for (int64_t c = 0; c < whole; c += kLanes) {
     for (int i = 0; i < kNormRows; ++i) {
-      partial[i] += load_floats(x[i] + c);
+      partial[i] += load(x[i] + c);
     }
   }
   if (rest > 0) {
@@ -40,7 +40,7 @@ inline void layer_norm_four(const In* const* x, int64_t C, const NormArgs& norm,
   }
   for (int64_t c = 0; c < whole; c += kLanes) {
     for (int i = 0; i < kNormRows; ++i) {
-      const Vec centred = load_floats(x[i] + c) - mean[i];
+      const Vec centred = load(x[i] + c) - mean[i];
       partial[i] = fmadd(centred, centred, partial[i]);
     }
   }
@@ -60,7 +60,7 @@ inline void layer_norm_four(const In* const* x, int64_t C, const NormArgs& norm,
   for (int64_t c = 0; c < whole; c += kLanes) {
     const Vec weight = load(norm.weight + c), bias = load(norm.bias + c);
     for (int i = 0; i < kNormRows; ++i) {
-      values[i] = fmadd((load_floats(x[i] + c) - mean[i]) * scale[i], weight, bias);
+      values[i] = fmadd((load(x[i] + c) - mean[i]) * scale[i], weight, bias);
     }
     for (int i = 0; i < kNormRows; ++i) {
       store_floats(values[i], y[i] + c);
@@ -79,11 +79,11 @@ inline void layer_norm_four(const In* const* x, int64_t C, const NormArgs& norm,
 }
 
 // y <- LayerNorm(x), row by row.   x: rows x_stride apart   y: rows y_stride apart, or x itself
-template <class In, class Out>
-inline void layer_norm_rows(const In* x, int64_t x_stride, int64_t rows, int64_t C,
+template <class Out>
+inline void layer_norm_rows(const float* x, int64_t x_stride, int64_t rows, int64_t C,
                             const NormArgs& norm, Out* y, int64_t y_stride) {
   for (int64_t i = 0; i < rows; i += kNormRows) {
-    const In* from[kNormRows];
+    const float* from[kNormRows];
     Out* to[kNormRows];
     for (int64_t j = 0; j < kNormRows; ++j) {
       const int64_t row = i + j < rows ? i + j : rows - 1;
@@ -96,8 +96,8 @@ inline void layer_norm_rows(const In* x, int64_t x_stride, int64_t rows, int64_t
 
 // The same into rows of units (gemm.h), the left-hand side of a matrix product.
 //   units: [rows, num_units(C)]
-template <class scalar_t, class In>
-inline void layer_norm_to_units(const In* x, int64_t x_stride, int64_t rows, int64_t C,
+template <class scalar_t>
+inline void layer_norm_to_units(const float* x, int64_t x_stride, int64_t rows, int64_t C,
                                 const NormArgs& norm, float* units) {
   using Op = Operand<scalar_t>;
   typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);

@@ -5,21 +5,17 @@
 #include "cpu/gemm.h"
 
 // x[:, 0:columns] += sums + bias   x: rows x_stride apart   sums: rows sums_stride apart
-template <class scalar_t>
 inline void add_residual(const float* sums, int64_t sums_stride, const float* bias, int64_t rows,
-                         int64_t columns, scalar_t* x, int64_t x_stride) {
+                         int64_t columns, float* x, int64_t x_stride) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* sum = sums + i * sums_stride;
-    scalar_t* out = x + i * x_stride;
+    float* out = x + i * x_stride;
     int64_t c = 0;
     for (; c + kLanes <= columns; c += kLanes) {
-      store_floats(load_floats(out + c) + (load(sum + c) + load(bias + c)), out + c);
+      store(out + c, load(out + c) + (load(sum + c) + load(bias + c)));
     }
     for (; c < columns; ++c) {
-      float old, fresh;
-      to_float(out + c, 1, &old);
-      fresh = old + (sum[c] + bias[c]);
-      from_float(&fresh, 1, out + c);
+      out[c] += sum[c] + bias[c];
     }
   }
 }
@@ -62,10 +58,10 @@ inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_
 template <class scalar_t>
 inline void store_linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
                                  int64_t depth, int64_t begin, int64_t columns, int64_t size,
-                                 scalar_t* out, float* sums) {
+                                 float* out, float* sums) {
   linear_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
   for (int64_t i = 0; i < rows; ++i) {
-    from_float(sums + i * kTileColumns, columns, out + i * size + begin);
+    __builtin_memcpy(out + i * size + begin, sums + i * kTileColumns, columns * sizeof(float));
   }
 }
 
@@ -73,7 +69,7 @@ inline void store_linear_columns(const LinearArgs& linear, const float* tokens, 
 //   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
 template <class scalar_t>
 inline void residual_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                             int64_t depth, int64_t begin, int64_t columns, scalar_t* x, int64_t C,
+                             int64_t depth, int64_t begin, int64_t columns, float* x, int64_t C,
                              float* sums) {
   multiply_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
   add_residual(sums, kTileColumns, linear.bias + begin, rows, columns, x + begin, C);

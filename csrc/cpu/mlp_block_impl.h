@@ -38,7 +38,7 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
         for (int64_t c = 0; c < columns; c += kLanes) {
           store(row + c, gelu(load(row + c) + load_floats(bias + c, columns - c)));
         }
-        Op::floats_to_units(row, columns, hidden + (i + r) * hidden_stride + j / Op::kPerUnit);
+        Op::to_units(row, columns, hidden + (i + r) * hidden_stride + j / Op::kPerUnit);
       }
     }
   }
@@ -53,7 +53,7 @@ inline int64_t mlp_scratch_size(int64_t rows, int64_t C) {
 
 // x <- x + fc2(gelu(fc1(LayerNorm(x))))   x: [rows, C]
 template <class scalar_t>
-inline void mlp_rows(const MlpArgs& args, scalar_t* x, int64_t rows, float* scratch) {
+inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch) {
   constexpr int64_t hidden_stride = kHiddenBlock / Operand<scalar_t>::kPerUnit;
   const int64_t C = args.C, out_stride = round_up(C, kPanel);
   const int64_t panel_stride = num_units<scalar_t>(args.hidden) * kPanel;

@@ -20,7 +20,7 @@ namespace pvt {
 namespace {
 
 template <class scalar_t>
-void run_rows(const MlpArgs& args, const RowTiles& tiles, scalar_t* x) {
+void run_rows(const MlpArgs& args, const RowTiles& tiles, float* x) {
   const auto mlp = PVT_BEST_LEVEL(mlp_rows<scalar_t>);
   const int64_t scratch = PVT_BEST_LEVEL(mlp_scratch_size<scalar_t>)(tiles.height, args.C);
   parallel_tasks(tiles.count, [&](int64_t tile) {
@@ -29,8 +29,8 @@ void run_rows(const MlpArgs& args, const RowTiles& tiles, scalar_t* x) {
 }
 
 template <class scalar_t>
-void run_columns(const MlpArgs& args, int64_t rows, scalar_t* x) {
-  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
+void run_columns(const MlpArgs& args, int64_t rows, float* x) {
+  const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
   const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
@@ -65,7 +65,7 @@ void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias
   if (s.rows == 0) {
     return;
   }
-  if (!has_packed_kernel(x, fc1_weight) || !has_packed_kernel(x, fc2_weight)) {
+  if (!have_packed_kernel(x, {fc1_weight, fc2_weight})) {
     return mlp_block_aten(x, norm_weight, norm_bias, eps, fc1_weight, fc1_bias, fc2_weight,
                           fc2_bias);
   }
@@ -78,13 +78,13 @@ void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias
   args.fc1 = {packed_data(fc1), fc1_b.data()};
   args.fc2 = {packed_data(fc2), fc2_b.data()};
   const RowTiles tiles(s.rows);
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
+  float* data = static_cast<float*>(x.mutable_data_ptr());
+  dispatch_packed_dtype(fc1_weight.scalar_type(), [&](auto type) {
     using scalar_t = decltype(type);
-    scalar_t* data = static_cast<scalar_t*>(x.mutable_data_ptr());
     if (tiles.too_few()) {
-      run_columns(args, s.rows, data);
+      run_columns<scalar_t>(args, s.rows, data);
     } else {
-      run_rows(args, tiles, data);
+      run_rows<scalar_t>(args, tiles, data);
     }
   });
 }

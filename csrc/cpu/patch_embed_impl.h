@@ -6,9 +6,8 @@
 
 // Rows [begin, begin + rows) of out <- LayerNorm(sums + bias) + position
 //   sums: [rows, round_up(C, kPanel)], of these rows   position: [N, C] or null   out: [B * N, C]
-template <class scalar_t>
 inline void finish_patches(const PatchArgs& args, float* sums, int64_t begin, int64_t rows,
-                           const float* position, scalar_t* out) {
+                           const float* position, float* out) {
   const int64_t C = args.C_out, N = args.out_H * args.out_W, stride = round_up(C, kPanel);
   add_bias(sums, stride, args.conv.bias, rows, C);
   if (position == nullptr) {
@@ -21,6 +20,6 @@ inline void finish_patches(const PatchArgs& args, float* sums, int64_t begin, in
     for (int64_t c = 0; c < C; ++c) {
       row[c] += position[(begin + i) % N * C + c];
     }
-    from_float(row, C, out + (begin + i) * C);
+    __builtin_memcpy(out + (begin + i) * C, row, C * sizeof(float));
   }
 }

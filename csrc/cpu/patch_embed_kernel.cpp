@@ -16,28 +16,13 @@
 #include "cpu/foreach_level.h"
 
 namespace pvt {
-namespace {
-
-template <class scalar_t>
-void run(const PatchShape& s, const PatchArgs& args, const Tensor& x, const float* position,
-         Tensor& out) {
-  const auto finish = PVT_BEST_LEVEL(finish_patches<scalar_t>);
-  scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
-  convolve(args, s.B, x.scalar_type(), x.const_data_ptr(),
-           [&](int64_t row, int64_t count, float* sums) {
-             finish(args, sums, row, count, position, out_data);
-           });
-}
-
-}  // namespace
-
 Tensor patch_embed_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                        const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                        const std::optional<Tensor>& position, int64_t kernel_size, int64_t stride,
                        int64_t padding) {
   const PatchShape s = check_patch_embed(x, weight, bias, norm_weight, norm_bias, position,
                                          kernel_size, stride, padding);
-  if (!has_packed_kernel(x, weight)) {
+  if (!have_packed_kernel(x, {weight})) {
     return patch_embed_aten(x, weight, bias, norm_weight, norm_bias, eps, position, kernel_size,
                             stride, padding);
   }
@@ -56,9 +41,13 @@ Tensor patch_embed_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias
   args.conv = {packed_data(packed), bias_.data()};
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
   const Vector position_(position.value_or(bias));
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
-    run<decltype(type)>(s, args, x, position.has_value() ? position_.data() : nullptr, out);
-  });
+  const auto finish = PVT_BEST_LEVEL(finish_patches);
+  float* tokens = static_cast<float*>(out.mutable_data_ptr());
+  convolve(args, s.B, weight.scalar_type(), static_cast<const float*>(x.const_data_ptr()),
+           [&](int64_t row, int64_t count, float* sums) {
+             finish(args, sums, row, count, position.has_value() ? position_.data() : nullptr,
+                    tokens);
+           });
   return out;
 }
 

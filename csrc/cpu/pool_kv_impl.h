@@ -7,21 +7,19 @@
 // Floats of working memory that pool_cell() needs.
 inline int64_t pool_scratch_size(const PoolArgs& args) {
   const int64_t widest = args.W / args.pool_size + 2;  // a window may share a column at either end
-  return (widest < args.W ? widest : args.W) * args.C + 2 * args.C;
+  return (widest < args.W ? widest : args.W) * args.C + args.C;
 }
 
 // out <- the mean of LayerNorm(x) over the window of cell (y, w), as adaptive_avg_pool2d divides it
 //   x: [H, W, C]   out: [C]
-template <class scalar_t>
-inline void pool_cell(const PoolArgs& args, const scalar_t* x, int64_t y, int64_t w, scalar_t* out,
+inline void pool_cell(const PoolArgs& args, const float* x, int64_t y, int64_t w, float* out,
                       float* scratch) {
   const int64_t C = args.C, H = args.H, W = args.W, P = args.pool_size;
   const int64_t top = y * H / P, bottom = ((y + 1) * H + P - 1) / P;
   const int64_t left = w * W / P, right = ((w + 1) * W + P - 1) / P;
-  float* sum = scratch;         // [C]
-  float* row_sum = sum + C;     // [C], added up row by row: short sums have small errors
+  float* row_sum = scratch;     // [C], added up row by row: short sums have small errors
   float* tokens = row_sum + C;  // [right - left, C]
-  __builtin_memset(sum, 0, C * sizeof(float));
+  __builtin_memset(out, 0, C * sizeof(float));
   for (int64_t row = top; row < bottom; ++row) {
     layer_norm_rows(x + (row * W + left) * C, C, right - left, C, args.input_norm, tokens, C);
     __builtin_memset(row_sum, 0, C * sizeof(float));
@@ -31,14 +29,13 @@ inline void pool_cell(const PoolArgs& args, const scalar_t* x, int64_t y, int64_
       }
     }
     for (int64_t c = 0; c < C; ++c) {
-      sum[c] += row_sum[c];
+      out[c] += row_sum[c];
     }
   }
   const float size = static_cast<float>((bottom - top) * (right - left));
   for (int64_t c = 0; c < C; ++c) {
-    sum[c] /= size;
+    out[c] /= size;
   }
-  from_float(sum, C, out);
 }
 
 // units <- gelu(LayerNorm(sums + bias))
@@ -53,6 +50,6 @@ inline void finish_pooling(const PatchArgs& args, float* sums, int64_t rows, flo
     for (int64_t c = 0; c < C; c += kLanes) {
       store(row + c, gelu(load(row + c)));
     }
-    Operand<scalar_t>::floats_to_units(row, C, units + i * depth);
+    Operand<scalar_t>::to_units(row, C, units + i * depth);
   }
 }

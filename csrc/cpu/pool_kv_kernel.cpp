@@ -23,13 +23,13 @@ namespace {
 // x: [images, H, W, C]   out: [images, pool_size^2, 2 * C]
 template <class scalar_t>
 void run(const PoolArgs& pool, const PatchArgs& conv, const LinearArgs& kv, int64_t images,
-         const scalar_t* x, scalar_t* out) {
+         const float* x, float* out) {
   const int64_t C = pool.C, P = pool.pool_size, rows = images * P * P;
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
   float* tokens = thread_scratch<Scratch::kShared>(rows * (depth + C));
-  scalar_t* cells = reinterpret_cast<scalar_t*>(tokens + rows * depth);  // [rows, C]
+  float* cells = tokens + rows * depth;  // [rows, C]
 
-  const auto pool_cell = PVT_BEST_LEVEL(pool_cell<scalar_t>);
+  const auto pool_cell = PVT_BEST_LEVEL(pool_cell);
   const int64_t scratch = PVT_BEST_LEVEL(pool_scratch_size)(pool);
   parallel_tasks(rows, [&](int64_t row) {
     const int64_t image = row / (P * P), cell = row % (P * P);
@@ -41,7 +41,7 @@ void run(const PoolArgs& pool, const PatchArgs& conv, const LinearArgs& kv, int6
            [&](int64_t row, int64_t count, float* sums) {
              finish(conv, sums, count, tokens + row * depth);
            });
-  project_kv(kv, tokens, rows, C, out);
+  project_kv<scalar_t>(kv, tokens, rows, C, out);
 }
 
 }  // namespace
@@ -52,7 +52,7 @@ Tensor pool_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
                    double sr_eps, const Tensor& kv_weight, const Tensor& kv_bias) {
   const PoolShape s = check_pool_kv(x, H, W, norm_weight, norm_bias, pool_size, sr_weight, sr_bias,
                                     sr_norm_weight, sr_norm_bias, kv_weight, kv_bias);
-  if (!has_packed_kernel(x, kv_weight) || !has_packed_kernel(x, sr_weight)) {
+  if (!have_packed_kernel(x, {kv_weight, sr_weight})) {
     return pool_kv_aten(x, H, W, norm_weight, norm_bias, eps, pool_size, sr_weight, sr_bias,
                         sr_norm_weight, sr_norm_bias, sr_eps, kv_weight, kv_bias);
   }
@@ -75,15 +75,14 @@ Tensor pool_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
   conv.column_stride = s.C, conv.channel_stride = 1;
   conv.conv = {packed_data(sr), sr_b.data()};
   conv.norm = {sr_norm_w.data(), sr_norm_b.data(), static_cast<float>(sr_eps)};
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
-    using scalar_t = decltype(type);
-    const scalar_t* in = static_cast<const scalar_t*>(tokens.const_data_ptr());
-    scalar_t* keys = static_cast<scalar_t*>(out.mutable_data_ptr());
+  const float* in = static_cast<const float*>(tokens.const_data_ptr());
+  float* keys = static_cast<float*>(out.mutable_data_ptr());
+  dispatch_packed_dtype(kv_weight.scalar_type(), [&](auto type) {
     const int64_t per_image = pool_size * pool_size * s.C;
     const int64_t at_once = images_at_once(s.B, 2 * per_image);
     for (int64_t b = 0; b < s.B; b += at_once) {
-      run(pool, conv, {packed_data(kv), kv_b.data()}, std::min(at_once, s.B - b),
-          in + b * H * W * s.C, keys + b * 2 * per_image);
+      run<decltype(type)>(pool, conv, {packed_data(kv), kv_b.data()}, std::min(at_once, s.B - b),
+                          in + b * H * W * s.C, keys + b * 2 * per_image);
     }
   });
   return out;

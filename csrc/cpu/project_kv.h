@@ -16,7 +16,7 @@ namespace pvt {
 // out <- kv(tokens)   tokens: [rows, num_units(C)] units   out: [rows, 2 * C]
 // In tiles of rows and columns: no weight is read twice by few rows, no row is left waiting.
 template <class scalar_t>
-void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t C, scalar_t* out) {
+void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t C, float* out) {
   const auto linear = PVT_BEST_LEVEL(store_linear_columns<scalar_t>);
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
   const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * C;

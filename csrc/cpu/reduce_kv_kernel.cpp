@@ -26,25 +26,25 @@ void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, c
          int64_t first, Tensor& out) {
   const int64_t rows = s.B * s.kv_len();
   const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
-  const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr()) + first * x.stride(0);
-  scalar_t* out_data =
-      static_cast<scalar_t*>(out.mutable_data_ptr()) + first * s.kv_len() * 2 * s.C;
+  const float* x_data = static_cast<const float*>(x.const_data_ptr()) + first * x.stride(0);
+  float* out_data = static_cast<float*>(out.mutable_data_ptr()) + first * s.kv_len() * 2 * s.C;
   float* tokens = thread_scratch<Scratch::kShared>(rows * depth);
 
   if (args.conv.weight == nullptr) {
-    const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t, scalar_t>);
+    const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
     parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
       normalise(x_data + begin * s.C, s.C, end - begin, s.C, args.input_norm,
                 tokens + begin * depth);
     });
   } else {
     const auto finish = PVT_BEST_LEVEL(finish_reduction<scalar_t>);
-    convolve(args, s.B, x.scalar_type(), x_data, [&](int64_t row, int64_t count, float* sums) {
+    constexpr ScalarType dtype = torch::headeronly::CppTypeToScalarType<scalar_t>::value;
+    convolve(args, s.B, dtype, x_data, [&](int64_t row, int64_t count, float* sums) {
       finish(args, sums, count, tokens + row * depth);
     });
   }
 
-  project_kv(kv, tokens, rows, s.C, out_data);
+  project_kv<scalar_t>(kv, tokens, rows, s.C, out_data);
 }
 
 }  // namespace
@@ -59,7 +59,7 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
       check_reduce_kv(x, H, W, norm_weight, norm_bias, sr_weight, sr_bias, sr_norm_weight,
                       sr_norm_bias, kv_weight, kv_bias, sr_ratio);
   const bool reduces = sr_weight.has_value();
-  if (!has_packed_kernel(x, kv_weight) || (reduces && !has_packed_kernel(x, *sr_weight))) {
+  if (!have_packed_kernel(x, {kv_weight, sr_weight.value_or(kv_weight)})) {
     return reduce_kv_aten(x, H, W, norm_weight, norm_bias, eps, sr_weight, sr_bias, sr_norm_weight,
                           sr_norm_bias, sr_eps, kv_weight, kv_bias, sr_ratio);
   }
@@ -84,7 +84,7 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
     args.conv = {packed_data(sr), sr_b.data()};
     args.norm = {sr_norm_w.data(), sr_norm_b.data(), static_cast<float>(sr_eps)};
   }
-  dispatch_packed_dtype(x.scalar_type(), [&](auto type) {
+  dispatch_packed_dtype(kv_weight.scalar_type(), [&](auto type) {
     const int64_t at_once = images_at_once(s.B, s.kv_len() * s.C);
     for (int64_t b = 0; b < s.B; b += at_once) {
       ReductionShape part = s;

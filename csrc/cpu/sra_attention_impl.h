@@ -23,9 +23,9 @@ inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
 }
 
 // Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
-template <class scalar_t>
-inline void pack_head(const scalar_t* k, const scalar_t* v, int64_t kv_len, int64_t head_dim,
-                      int64_t kv_stride, float* packed, float* rows) {
+template <class scalar_t, class In>
+inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim, int64_t kv_stride,
+                      float* packed, float* rows) {
   const int64_t depth = num_units<scalar_t>(head_dim);
   // keys: column j of panel p is key p * kPanel + j; four at a time, zero beyond kv_len
   for (int64_t j = 0; j < round_up(kv_len, kPanel); j += 4) {
@@ -128,7 +128,7 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
           }
         }
         l[i] += sum;
-        Op::floats_to_units(s + i * s_stride, num_keys, p + i * s_stride);
+        Op::to_units(s + i * s_stride, num_keys, p + i * s_stride);
       }
       // o <- o + s v
       gemm<scalar_t>(rows, head_dim, num_units<scalar_t>(num_keys), p, s_stride,

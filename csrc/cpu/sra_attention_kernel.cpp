@@ -25,7 +25,7 @@ void run(const SraShape& s, const Tensor& q, const Tensor& kv, double scale, Ten
   const scalar_t* kv_data = static_cast<const scalar_t*>(kv.const_data_ptr());
   scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());
 
-  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t>);
+  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t, scalar_t>);
   const auto attend = PVT_BEST_LEVEL(attend_rows<scalar_t>);
   const int64_t packed_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
   const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim);

@@ -9,13 +9,13 @@
 
 struct Bodies {
   template <class scalar_t>
-  static void mlp_by_rows(const MlpArgs& args, std::vector<scalar_t>& x, int64_t rows) {
+  static void mlp_by_rows(const MlpArgs& args, std::vector<float>& x, int64_t rows) {
     std::vector<float> scratch(mlp_scratch_size<scalar_t>(rows, args.C));
-    mlp_rows(args, x.data(), rows, scratch.data());
+    mlp_rows<scalar_t>(args, x.data(), rows, scratch.data());
   }
 
   template <class scalar_t>
-  static void mlp_by_columns(const MlpArgs& args, std::vector<scalar_t>& x, int64_t rows) {
+  static void mlp_by_columns(const MlpArgs& args, std::vector<float>& x, int64_t rows) {
     const int64_t hidden_units = num_units<scalar_t>(args.hidden);
     std::vector<float> tokens(rows * num_units<scalar_t>(args.C));
     layer_norm_to_units<scalar_t>(x.data(), args.C, rows, args.C, args.norm, tokens.data());
@@ -26,22 +26,23 @@ struct Bodies {
           args, tokens.data(), rows, j, std::min<int64_t>(kTileColumns, args.hidden - j),
           hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, sums.data());
     }
-    project(args, hidden, rows, x);
+    project<scalar_t>(args, hidden, rows, x);
   }
 
   template <class scalar_t>
   static void project(const MlpArgs& args, const std::vector<float>& hidden, int64_t rows,
-                      std::vector<scalar_t>& x) {
+                      std::vector<float>& x) {
     for (int64_t j = 0; j < args.C; j += kTileColumns) {
       std::vector<float> sums(rows * kTileColumns);
-      residual_columns(args.fc2, hidden.data(), rows, num_units<scalar_t>(args.hidden), j,
-                       std::min<int64_t>(kTileColumns, args.C - j), x.data(), args.C, sums.data());
+      residual_columns<scalar_t>(args.fc2, hidden.data(), rows, num_units<scalar_t>(args.hidden), j,
+                                 std::min<int64_t>(kTileColumns, args.C - j), x.data(), args.C,
+                                 sums.data());
     }
   }
 
   template <class scalar_t>
-  static void conv_mlp_in_bands(const ConvMlpArgs& args, std::vector<scalar_t>& x, int64_t bands) {
-    const std::vector<scalar_t> before = x;
+  static void conv_mlp_in_bands(const ConvMlpArgs& args, std::vector<float>& x, int64_t bands) {
+    const std::vector<float> before = x;
     const int64_t row_size = args.W * args.mlp.C;
     for (int64_t band = 0; band < bands; ++band) {
       const int64_t begin = band * args.H / bands, end = (band + 1) * args.H / bands;
@@ -55,7 +56,7 @@ struct Bodies {
   }
 
   template <class scalar_t>
-  static void conv_mlp_by_columns(const ConvMlpArgs& args, std::vector<scalar_t>& x) {
+  static void conv_mlp_by_columns(const ConvMlpArgs& args, std::vector<float>& x) {
     const MlpArgs& mlp = args.mlp;
     const int64_t rows = args.H * args.W, hidden_units = num_units<scalar_t>(mlp.hidden);
     std::vector<float> tokens(rows * num_units<scalar_t>(mlp.C)), hidden(rows * hidden_units);
@@ -66,43 +67,42 @@ struct Bodies {
           args, tokens.data(), 1, j, std::min<int64_t>(kTileColumns, mlp.hidden - j),
           hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, scratch.data());
     }
-    project(mlp, hidden, rows, x);
+    project<scalar_t>(mlp, hidden, rows, x);
   }
 
   template <class scalar_t>
-  static void attention(const AttentionArgs& args, const std::vector<scalar_t>& kv,
-                        std::vector<scalar_t>& x, int64_t rows) {
+  static void attention(const AttentionArgs& args, const std::vector<float>& kv,
+                        std::vector<float>& x, int64_t rows) {
     const int64_t head_size = packed_head_size<scalar_t>(args.kv_len, args.head_dim);
     std::vector<float> packed(args.num_heads * head_size);
     for (int64_t h = 0; h < args.num_heads; ++h) {
       std::vector<float> keys(4 * args.head_dim);
-      const scalar_t* k = kv.data() + h * args.head_dim;
-      pack_head(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
-                packed.data() + h * head_size, keys.data());
+      const float* k = kv.data() + h * args.head_dim;
+      pack_head<scalar_t>(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
+                          packed.data() + h * head_size, keys.data());
     }
     std::vector<float> scratch(attention_scratch_size<scalar_t>(args, rows));
-    attention_rows(args, packed.data(), x.data(), rows, scratch.data());
+    attention_rows<scalar_t>(args, packed.data(), x.data(), rows, scratch.data());
   }
 
   template <class scalar_t>
-  static void folded_attention(const AttentionArgs& args, const std::vector<scalar_t>& kv,
-                               std::vector<scalar_t>& x, int64_t rows) {
+  static void folded_attention(const AttentionArgs& args, const std::vector<float>& kv,
+                               std::vector<float>& x, int64_t rows) {
     std::vector<float> folded(folded_size<scalar_t>(args));
     for (int64_t h = 0; h < args.num_heads; ++h) {
       std::vector<float> query_rows(args.C * args.head_dim), scratch(fold_scratch_size(args));
-      const scalar_t* k = kv.data() + h * args.head_dim;
+      const float* k = kv.data() + h * args.head_dim;
       unpack_query_weight<scalar_t>(args, h, query_rows.data());
-      fold_keys(args, h, query_rows.data(), k, 2 * args.C, folded.data(), scratch.data());
-      fold_values(args, h, k + args.C, 2 * args.C, folded.data(), scratch.data());
+      fold_keys<scalar_t>(args, h, query_rows.data(), k, 2 * args.C, folded.data(), scratch.data());
+      fold_values<scalar_t>(args, h, k + args.C, 2 * args.C, folded.data(), scratch.data());
     }
     std::vector<float> scratch(folded_scratch_size<scalar_t>(args, rows));
-    folded_attention_rows(args, folded.data(), x.data(), rows, scratch.data());
+    folded_attention_rows<scalar_t>(args, folded.data(), x.data(), rows, scratch.data());
   }
 
-  template <class scalar_t>
-  static std::vector<scalar_t> pool(const PoolArgs& args, const std::vector<scalar_t>& x) {
+  static std::vector<float> pool(const PoolArgs& args, const std::vector<float>& x) {
     const int64_t P = args.pool_size;
-    std::vector<scalar_t> out(P * P * args.C);
+    std::vector<float> out(P * P * args.C);
     for (int64_t cell = 0; cell < P * P; ++cell) {
       std::vector<float> scratch(pool_scratch_size(args));
       pool_cell(args, x.data(), cell / P, cell % P, out.data() + cell * args.C, scratch.data());
@@ -111,12 +111,13 @@ struct Bodies {
   }
 
   template <class scalar_t>
-  static std::vector<float> convolve(const PatchArgs& args, const std::vector<scalar_t>& x,
+  static std::vector<float> convolve(const PatchArgs& args, const std::vector<float>& x,
                                      int64_t rows) {
     const int64_t stride = round_up(args.C_out, kPanel);
     std::vector<float> sums(rows * stride), out;
     std::vector<float> scratch(convolve_scratch_size<scalar_t>(args, rows));
-    convolve_rows(args, x.data(), 0, rows, 0, stride, sums.data(), stride, scratch.data());
+    convolve_rows<scalar_t>(args, x.data(), 0, rows, 0, stride, sums.data(), stride,
+                            scratch.data());
     for (int64_t i = 0; i < rows; ++i) {
       out.insert(out.end(), sums.begin() + i * stride, sums.begin() + i * stride + args.C_out);
     }

@@ -50,8 +50,8 @@ std::vector<double> attend_in_double(const Case& c, const std::vector<scalar_t>&
     std::vector<scalar_t> out(q.size());                                                           \
     std::vector<float> packed(pvt::level::packed_head_size<scalar_t>(c.kv_len, c.head_dim));       \
     std::vector<float> scratch(pvt::level::attend_scratch_size(c.head_dim));                       \
-    pvt::level::pack_head(k.data(), v.data(), c.kv_len, c.head_dim, c.head_dim, packed.data(),     \
-                          scratch.data());                                                         \
+    pvt::level::pack_head<scalar_t>(k.data(), v.data(), c.kv_len, c.head_dim, c.head_dim,          \
+                                    packed.data(), scratch.data());                                \
     const double scale = 1 / std::sqrt(double(c.head_dim));                                        \
     pvt::level::attend_rows(q.data(), c.head_dim, packed.data(), c.num_rows, c.kv_len, c.head_dim, \
                             float(scale), out.data(), c.head_dim, scratch.data());                 \
