@@ -164,26 +164,29 @@ inline void check_vector(const char* op, const char* name, const Tensor& vector,
   check_float_or_like(op, name, vector, x);
 }
 
-// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's
-// dtype, or bfloat16 beside a float32 x.
+// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's dtype,
+// or bfloat16 or 8-bit integers beside a float32 x. The latter are uint8 in groups of four, and a
+// panel has one more row, its scales.
 inline void check_packed(const char* op, const char* name, const Tensor& weight, int64_t rows,
                          int64_t columns, const Tensor& x) {
   const bool packed = weight.dim() == 4 && weight.size(2) == kPackedColumns && weight.size(3) >= 1;
   check(packed, op, ": expected ", name,
         " packed (pvt_ext.packing.pack_weight), [panels, columns, 16, group], got shape ",
         shape(weight));
-  const int64_t group = weight.size(3);
-  check(weight.size(0) == (rows + kPackedColumns - 1) / kPackedColumns &&
-            weight.size(1) == (columns + group - 1) / group,
-        op, ": expected ", name, " packed from [", rows, ", ", columns, "], which is [",
-        (rows + kPackedColumns - 1) / kPackedColumns, ", ", (columns + group - 1) / group, ", 16, ",
-        group, "], got ", shape(weight));
+  const ScalarType dtype = weight.scalar_type();
+  const bool quantised = dtype == ScalarType::Byte;
+  const int64_t group = quantised ? 4 : weight.size(3);
+  const int64_t panels = (rows + kPackedColumns - 1) / kPackedColumns;
+  const int64_t depth = (columns + group - 1) / group + (quantised ? 1 : 0);
+  check(weight.size(0) == panels && weight.size(1) == depth && weight.size(3) == group, op,
+        ": expected ", name, " packed from [", rows, ", ", columns, "], which is [", panels, ", ",
+        depth, ", 16, ", group, "], got ", shape(weight));
   const bool narrow =
-      x.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::BFloat16;
-  check(narrow || weight.scalar_type() == x.scalar_type(), op, ": expected ", name, " of dtype ",
+      x.scalar_type() == ScalarType::Float && (dtype == ScalarType::BFloat16 || quantised);
+  check(narrow || dtype == x.scalar_type(), op, ": expected ", name, " of dtype ",
         dtype_name(x.scalar_type()), " like x",
-        x.scalar_type() == ScalarType::Float ? " or bfloat16" : "", ", got ",
-        dtype_name(weight.scalar_type()));
+        x.scalar_type() == ScalarType::Float ? ", bfloat16 or uint8 (packed int8)" : "", ", got ",
+        dtype_name(dtype));
   check_device(op, name, weight, x);
 }
 

@@ -1,7 +1,10 @@
 """The operators of a packed model: half a transformer block each, for inference.
 
 They take weight matrices in panels (:mod:`pvt_ext.packing`), of the dtype of ``x`` or, beside a
-float32 ``x``, of bfloat16: what is multiplied by such a weight is rounded to bfloat16 first.
+float32 ``x``, of bfloat16 or int8. What is multiplied by such a weight is rounded first: to
+bfloat16, or to integers from -127 to 127 with one scale for every 256 inputs of a token, found as
+it is computed, so that there is nothing to calibrate. Attention itself runs in bfloat16 beside both.
+
 Vectors (biases, norms) are float32 or of the dtype of ``x``. float32 tokens run in the library's
 own CPU kernels, which accumulate, normalise and take the softmax in float32 and keep every
 intermediate of a tile of tokens in the processor's caches; other dtypes and devices run in ATen, on
@@ -306,8 +309,9 @@ def _check_packed(op: str, name: str, weight: Tensor, rows: int, columns: int) -
         weight.dim() == 4 and weight.shape[2] == PANEL,
         lambda: f"{op}: expected {name} packed (pvt_ext.packing), got shape {list(weight.shape)}",
     )
-    group = weight.shape[3]
-    expected = [-(-rows // PANEL), -(-columns // group), PANEL, group]
+    quantised = weight.dtype == torch.uint8
+    group = 4 if quantised else weight.shape[3]
+    expected = [-(-rows // PANEL), -(-columns // group) + int(quantised), PANEL, group]
     torch._check(
         list(weight.shape) == expected,
         lambda: (

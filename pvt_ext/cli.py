@@ -113,7 +113,9 @@ def export(
         str, typer.Option(help="official (download), random, or a checkpoint file.")
     ] = "official",
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Weights, arithmetic.")] = "fp32",
+    dtype: Annotated[
+        Literal["fp32", "bf16", "int8"], typer.Option(help="Weights, arithmetic.")
+    ] = "fp32",
     preset: Annotated[
         Literal["paper", "timm", "hf"], typer.Option(help="Preprocessing in the file.")
     ] = "paper",

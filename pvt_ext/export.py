@@ -30,7 +30,7 @@ from pvt_ext.preprocess import Preprocess
 
 METADATA = "pvt.json"
 FORMAT = 1  # raised when a reader of pvt.json must change
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 WeightsSource = Literal["official", "random", "file", "model"]
 
@@ -76,7 +76,7 @@ def export_torchscript(
         model: a classifier for RGB images (``in_chans=3``).
         path: usually ``<variant>.pt``. A link is followed; what exists must be a regular file.
         preset: preprocessing, a name in :data:`pvt_ext.preprocess.PRESETS`.
-        dtype: ``"fp32"`` or ``"bf16"``, of weights and arithmetic (:func:`~pvt_ext.inference.pack`
+        dtype: ``"fp32"``, ``"bf16"`` or ``"int8"``, of weights and arithmetic (:func:`~pvt_ext.inference.pack`
             says of which). Input and output are float32.
         labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
         weights_source, weights_sha256, seed: where the weights come from, recorded in the file;
@@ -101,6 +101,8 @@ def export_torchscript(
     names = list(labels) if labels is not None else _default_labels(model.num_classes)
 
     preprocess = Preprocess(preset, model.img_size)
+    if dtype == "int8" and not model.fused:
+        raise ValueError("dtype: int8 needs the fused operators, got a model with fused=False")
     plain = deepcopy(model).to("cpu")
     if plain.fused:
         module = ModelFile(pack(plain, DTYPES[dtype]), preprocess, torch.float32).eval()

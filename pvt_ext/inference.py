@@ -30,7 +30,7 @@ class _Packed(nn.Module):
         weight = bias = None
         if layer is not None:
             pack_layer = pack_weight if isinstance(layer, nn.Linear) else pack_convolution
-            weight = pack_layer(layer.weight.detach().to(dtype))
+            weight = pack_layer(layer.weight.detach(), dtype)
             bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
             bias = _vector(bias)
         self.register_buffer(f"{name}_weight", weight)
@@ -230,8 +230,10 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
     Args:
         model: any variant; it is not changed.
         dtype: of the weights of linear layers and convolutions and of what is multiplied by them,
-            torch.float32 or torch.bfloat16. Tokens, biases, norms, positions, sums and softmax are
-            float32 in both.
+            torch.float32, torch.bfloat16 or torch.int8. Tokens, biases, norms, positions, sums and
+            softmax are float32 in all; in int8 patch embeddings and attention itself are bfloat16,
+            the head float32. Nothing has to be calibrated: activations are quantised with a scale
+            of their own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`).
 
     Returns:
         a PVT whose patch embeddings and blocks are those of this module. All its weights are
@@ -242,12 +244,15 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
     """
     if any(isinstance(module, PackedPatchEmbed) for module in model.modules()):
         raise ValueError("model: expected one that is not packed yet")
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.int8):
+        raise ValueError(
+            f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}"
+        )
+    embed_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     packed = deepcopy(model).float().eval()
     for stage, original in zip(packed.stages, model.stages, strict=True):
         assert isinstance(original, Stage)
-        stage.patch_embed = PackedPatchEmbed(original.patch_embed, dtype)
+        stage.patch_embed = PackedPatchEmbed(original.patch_embed, embed_dtype)
         blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
         stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
     for module in packed.modules():

@@ -103,10 +103,16 @@ def patch_embed(
 ) -> Tensor:
     """:func:`pvt_ext.block_ops.patch_embed`: convolution, LayerNorm, positions."""
     C_in, C = x.shape[1], bias.shape[0]
-    matrix = unpack_weight(weight, C, kernel_size * kernel_size * C_in)
-    filters = matrix.unflatten(1, (kernel_size, kernel_size, C_in)).permute(0, 3, 1, 2)
-    x = F.conv2d(_rounded(x, weight), filters.to(x.dtype), bias.to(x.dtype), stride, padding)
-    x = _layer_norm(x.flatten(2).transpose(1, 2), norm_weight, norm_bias, eps)
+    if weight.dtype == torch.uint8:  # every patch is quantised as a row
+        patches = F.unfold(x, kernel_size, padding=padding, stride=stride)
+        patches = patches.unflatten(1, (C_in, -1)).permute(0, 3, 2, 1).flatten(2)
+        x = _linear(patches, weight, bias)
+    else:
+        matrix = unpack_weight(weight, C, kernel_size * kernel_size * C_in)
+        filters = matrix.unflatten(1, (kernel_size, kernel_size, C_in)).permute(0, 3, 1, 2)
+        x = F.conv2d(_rounded(x, weight), filters.to(x.dtype), bias.to(x.dtype), stride, padding)
+        x = x.flatten(2).transpose(1, 2)
+    x = _layer_norm(x, norm_weight, norm_bias, eps)
     return x if position is None else x + position.to(x.dtype)
 
 
@@ -177,7 +183,10 @@ def attention_block(
 ) -> Tensor:
     """What :func:`pvt_ext.block_ops.attention_block_` leaves in ``x``."""
     q = _linear(_layer_norm(x, norm_weight, norm_bias, eps), q_weight, q_bias)
-    heads = sra_attention(_rounded(q, q_weight), _rounded(kv, q_weight), num_heads, scale)
+    # Integers of 8 bits are too coarse for attention itself.
+    dtype = torch.bfloat16 if q_weight.dtype == torch.uint8 else q_weight.dtype
+    q, kv = (t.to(dtype).to(x.dtype) for t in (q, kv))
+    heads = sra_attention(q, kv, num_heads, scale)
     return x + _linear(heads, proj_weight, proj_bias)
 
 
@@ -236,8 +245,15 @@ def _linear(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` as it is multiplied by ``weight``: of the weight's precision."""
-    return x.to(weight.dtype).to(x.dtype)
+    """``x`` as it is multiplied by ``weight``: of the weight's precision. Beside an 8-bit weight,
+    integers from -127 to 127 with one scale for every 256 inputs of a row."""
+    if weight.dtype != torch.uint8:
+        return x.to(weight.dtype).to(x.dtype)
+    blocks = []
+    for block in x.split(256, dim=-1):
+        scale = block.abs().amax(dim=-1, keepdim=True) / 127
+        blocks.append(torch.where(scale > 0, (block / scale).round() * scale, 0.0))
+    return torch.cat(blocks, dim=-1)
 
 
 def _resample_matrix(in_size: int, out_size: int, interpolation: str) -> Tensor:

@@ -1,5 +1,5 @@
 // LayerNorm and linear layers in ATen, as the packed operators hold them. Products are taken in the
-// dtype of their weight, everything else in that of the tokens.
+// dtype of their weight, with 8-bit ones and everything else in that of the tokens.
 #pragma once
 
 #include "aten/call.h"
@@ -7,14 +7,34 @@
 
 namespace pvt {
 
-// [rows, columns] from the panels [panels, columns / group, 16, group] of pvt_ext.packing.
+// [rows, columns] from the panels [panels, columns / group, 16, group] of pvt_ext.packing; float32
+// from 8-bit ones.
 inline Tensor unpack_weight(const Tensor& packed, int64_t rows, int64_t columns) {
+  if (packed.scalar_type() == ScalarType::Byte) {
+    const int64_t depth = packed.size(1) - 1;
+    Tensor panels = packed;
+    const Tensor units = torch::stable::narrow(panels, 1, 0, depth);
+    const Tensor scales =  // [panels, 1, 16, 1]
+        call_aten("aten::view", "dtype",
+                  torch::stable::contiguous(torch::stable::narrow(panels, 1, depth, 1)),
+                  ScalarType::Float);
+    const Tensor offset = torch::stable::full({1}, 128.0, ScalarType::Float, std::nullopt,
+                                              packed.device());
+    const Tensor values =
+        torch::stable::subtract(torch::stable::to(units, ScalarType::Float), offset);
+    return unpack_weight(call_aten("aten::mul", "Tensor", values, scales), rows, columns);
+  }
   const Tensor dense =
       call_aten("aten::permute", "", packed, std::vector<int64_t>{0, 2, 1, 3});  // p, 16, k, group
   Tensor matrix = torch::stable::reshape(
       dense, {packed.size(0) * kPackedColumns, packed.size(1) * packed.size(3)});
   Tensor some_rows = torch::stable::narrow(matrix, 0, 0, rows);
   return torch::stable::narrow(some_rows, 1, 0, columns);
+}
+
+// What x and the weight are multiplied in.
+inline ScalarType product_dtype(const Tensor& packed, const Tensor& x) {
+  return packed.scalar_type() == ScalarType::Byte ? x.scalar_type() : packed.scalar_type();
 }
 
 // Tokens [B, H' * W', C] of the convolution of x [B, C_in, H, W]; weight: packed, channels
@@ -27,7 +47,7 @@ inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor&
   const Tensor weight = call_aten(
       "aten::permute", "", torch::stable::reshape(matrix, {C, kernel_size, kernel_size, C_in}),
       Ints{0, 3, 1, 2});
-  const ScalarType dtype = packed.scalar_type();
+  const ScalarType dtype = product_dtype(packed, x);
   const Tensor map = call_aten("aten::conv2d", "", torch::stable::to(x, dtype), weight,
                                std::optional<Tensor>(torch::stable::to(bias, dtype)),
                                Ints{stride, stride}, Ints{padding, padding}, Ints{1, 1},
@@ -53,7 +73,7 @@ inline Tensor depthwise_aten(const Tensor& x, int64_t H, int64_t W, const Tensor
 
 inline Tensor linear_aten(const Tensor& x, const Tensor& packed, const Tensor& bias) {
   const Tensor weight = unpack_weight(packed, bias.size(0), x.size(-1));
-  const ScalarType dtype = packed.scalar_type();
+  const ScalarType dtype = product_dtype(packed, x);
   const Tensor out = call_aten("aten::linear", "", torch::stable::to(x, dtype), weight,
                                std::optional<Tensor>(torch::stable::to(bias, dtype)));
   return torch::stable::to(out, x.scalar_type());

@@ -12,9 +12,10 @@ struct NormArgs {
   float eps;
 };
 
-// y = x weight^T + bias; weight: panels (gemm.h), bias: one per column
+// y = x weight^T + bias; weight: panels (gemm.h) panel_stride units apart, bias: one per column
 struct LinearArgs {
   const float* weight;
+  int64_t panel_stride;
   const float* bias;
 };
 

@@ -12,12 +12,13 @@
 template <class scalar_t>
 inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, const float* packed,
                             int64_t rows, float* scratch) {
+  using Type = AttentionType<scalar_t>;
   const int64_t stride = round_up(args.C, kPanel), head_dim = args.head_dim;
   float* head = q + h * head_dim;
-  attend<scalar_t>(
+  attend<Type>(
       packed, rows, args.kv_len, head_dim, args.scale, scratch,
       [=](int64_t row, float* units) {
-        Operand<scalar_t>::to_units(head + row * stride, head_dim, units);
+        Operand<Type>::to_units(head + row * stride, head_dim, units);
       },
       [=](int64_t row, const float* o) {
         __builtin_memcpy(head + row * stride, o, head_dim * sizeof(float));
@@ -29,14 +30,14 @@ template <class scalar_t>
 inline void rows_to_tokens(const float* rows, int64_t count, int64_t C, float* tokens) {
   for (int64_t i = 0; i < count; ++i) {
     Operand<scalar_t>::to_units(rows + i * round_up(C, kPanel), C,
-                                tokens + i * num_units<scalar_t>(C));
+                                tokens + i * row_units<scalar_t>(C));
   }
 }
 
 // Floats of working memory that attention_rows() needs.
 template <class scalar_t>
 inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
-  return rows * (round_up(args.C, kPanel) + num_units<scalar_t>(args.C)) +
+  return rows * (round_up(args.C, kPanel) + row_units<scalar_t>(args.C)) +
          attend_scratch_size(args.head_dim);
 }
 
@@ -45,19 +46,18 @@ inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
 template <class scalar_t>
 inline void attention_rows(const AttentionArgs& args, const float* packed, float* x, int64_t rows,
                            float* scratch) {
-  const int64_t C = args.C, stride = round_up(C, kPanel), depth = num_units<scalar_t>(C);
+  const int64_t C = args.C, stride = round_up(C, kPanel), depth = row_units<scalar_t>(C);
   float* q = scratch;                 // [rows, stride], then the heads' output
   float* tokens = q + rows * stride;  // [rows, depth]
   float* attend_scratch = tokens + rows * depth;
   layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
-  linear_columns<scalar_t>(args.q, tokens, rows, depth, 0, C, q, stride);
+  linear_columns<scalar_t>(args.q, tokens, rows, C, 0, C, q, stride);
+  const int64_t head_size =
+      packed_head_size<AttentionType<scalar_t>>(args.kv_len, args.head_dim);
   for (int64_t h = 0; h < args.num_heads; ++h) {
-    attend_one_head<scalar_t>(args, h, q,
-                              packed + h * packed_head_size<scalar_t>(args.kv_len, args.head_dim),
-                              rows, attend_scratch);
+    attend_one_head<scalar_t>(args, h, q, packed + h * head_size, rows, attend_scratch);
   }
   rows_to_tokens<scalar_t>(q, rows, C, tokens);
-  gemm<scalar_t>(rows, C, depth, tokens, depth, args.proj.weight, depth * kPanel, q, stride,
-                 /*accumulate=*/false);
-  add_residual(q, stride, args.proj.bias, rows, C, x, C);
+  multiply_columns<scalar_t>(args.proj, tokens, rows, C, 0, C, q, stride);
+  add_residual<scalar_t>(args.proj, 0, C, rows, q, stride, x, C);
 }

@@ -29,7 +29,7 @@ bool is_worth_folding(const SraShape& s) {
   const int64_t apart = 2 * s.C * s.C + (per_head + s.kv_len) * s.C;
   const int64_t folded = 2 * s.C * slots;
   const int64_t folding = 2 * per_head * s.C * s.C;
-  return s.head_dim % 2 == 0 && slots <= kMaxSlots && s.N * (apart - folded) > 2 * folding;
+  return s.head_dim % 4 == 0 && slots <= kMaxSlots && s.N * (apart - folded) > 2 * folding;
 }
 
 // The images that one step works on: s.B of them.
@@ -91,15 +91,15 @@ void run_folded(const Images& images, const AttentionArgs& args) {
 // Floats of the packed keys and values of one image.
 template <class scalar_t>
 int64_t packed_image_size(const SraShape& s) {
-  return s.num_heads * PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+  return s.num_heads * PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
 }
 
 // packed <- keys and values of all images, head after head
 template <class scalar_t>
 void pack_heads(const Images& images, float* packed) {
   const SraShape& s = images.s;
-  const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t, float>);
-  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
+  const auto pack = PVT_BEST_LEVEL(pack_head<AttentionType<scalar_t>, float>);
+  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
     pack(images.keys(b, h), images.values(b, h), s.kv_len, s.head_dim, images.kv_stride,
@@ -124,7 +124,7 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   const SraShape& s = images.s;
   const int64_t rows = s.B * s.N, image_size = packed_image_size<scalar_t>(s);
   const int64_t stride = PVT_BEST_LEVEL(round_up)(s.C, kPackedColumns);
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
+  const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(s.C);
   float* packed = thread_scratch<Scratch::kShared>(s.B * image_size + rows * (stride + depth));
   float* q = packed + s.B * image_size;  // [rows, stride], then the heads' output
   float* tokens = q + rows * stride;     // [rows, depth]
@@ -139,7 +139,7 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   const auto linear = PVT_BEST_LEVEL(linear_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {
     const int64_t begin = task * tile;
-    linear(args.q, tokens, rows, depth, begin, std::min(tile, s.C - begin), q + begin, stride);
+    linear(args.q, tokens, rows, s.C, begin, std::min(tile, s.C - begin), q + begin, stride);
   });
   const auto attend = PVT_BEST_LEVEL(attend_one_head<scalar_t>);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
@@ -154,7 +154,7 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   const auto project = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {
     const int64_t begin = task * tile;
-    project(args.proj, tokens, rows, depth, begin, std::min(tile, s.C - begin), images.x, s.C,
+    project(args.proj, tokens, rows, s.C, begin, std::min(tile, s.C - begin), s.C, images.x,
             thread_scratch(rows * tile));
   });
 }
@@ -182,8 +182,8 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
   args.C = s.C, args.num_heads = s.num_heads, args.head_dim = s.head_dim, args.kv_len = s.kv_len;
   args.scale = static_cast<float>(scale);
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
-  args.q = {packed_data(q), q_b.data()};
-  args.proj = {packed_data(proj), proj_b.data()};
+  args.q = linear_args(q, q_b);
+  args.proj = linear_args(proj, proj_b);
   float* tokens = static_cast<float*>(x.mutable_data_ptr());
   const float* keys = static_cast<const float*>(kv_rows.const_data_ptr());
   dispatch_packed_dtype(q_weight.scalar_type(), [&](auto type) {

@@ -53,53 +53,88 @@ inline void convolve_grid_row(const float* const* rows, int64_t W, int64_t colum
 template <class scalar_t>
 inline void hidden_before_convolution(const ConvMlpArgs& args, const float* tokens, int64_t rows,
                                       int64_t begin, int64_t columns, float* sums) {
-  linear_columns<scalar_t>(args.mlp.fc1, tokens, rows, num_units<scalar_t>(args.mlp.C), begin,
-                           columns, sums, kTileColumns);
+  linear_columns<scalar_t>(args.mlp.fc1, tokens, rows, args.mlp.C, begin, columns, sums,
+                           kTileColumns);
   for (int64_t i = 0; args.relu && i < rows * kTileColumns; i += kLanes) {
     store(sums + i, max(Vec{}, load(sums + i)));
   }
 }
 
-// hidden <- the units of one grid row of a tile
-//   rows: see convolve_grid_row   hidden: [W], hidden_stride units apart, at the tile's first
+// Rows of a block of hidden channels, at most kHiddenBlock, on their way to the units of fc2: those
+// that are quantised wait as floats until the block is complete.
+template <class scalar_t>
+struct HiddenRows {
+  using Element = typename Operand<scalar_t>::Element;
+  static constexpr bool kQuantised = Operand<scalar_t>::kHeader > 0;
+  static constexpr int64_t kPerFloat = sizeof(float) / sizeof(Element);
+
+  // Floats of working memory for `rows` rows.
+  static constexpr int64_t waiting_size(int64_t rows) {
+    return kQuantised ? rows * kHiddenBlock : 0;
+  }
+
+  float* units;  // [rows], unit_stride apart
+  int64_t unit_stride;
+  float* waiting;  // [rows, kHiddenBlock] if they are quantised
+
+  int64_t stride() const { return kQuantised ? kHiddenBlock : unit_stride * kPerFloat; }
+  Element* at(int64_t row, int64_t column) const {
+    return reinterpret_cast<Element*>(kQuantised ? waiting : units) + row * stride() + column;
+  }
+  // Columns [0, columns) are written.
+  void finish(int64_t rows, int64_t columns) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      if constexpr (kQuantised) {
+        Operand<scalar_t>::to_units(at(i, 0), columns, units + i * unit_stride);
+      } else if (columns % kPerFloat != 0) {
+        *at(i, columns) = Element(0.f);  // the pair of the last one
+      }
+    }
+  }
+};
+
+// hidden[row:row + W, column:column + columns] <- one grid row of a tile of channels from `begin`
+//   rows: see convolve_grid_row
 template <class scalar_t>
 inline void hidden_after_convolution(const ConvMlpArgs& args, const float* const* rows,
-                                     int64_t begin, int64_t columns, float* hidden,
-                                     int64_t hidden_stride) {
-  using Op = Operand<scalar_t>;
-  using Element = typename Op::Element;
-  const int64_t stride = hidden_stride * Op::kPerUnit;
-  Element* out = reinterpret_cast<Element*>(hidden);
+                                     int64_t begin, int64_t columns,
+                                     const HiddenRows<scalar_t>& hidden, int64_t row,
+                                     int64_t column) {
   convolve_grid_row(rows, args.W, columns, args.taps + begin, args.mlp.hidden,
-                    args.conv_bias + begin, out, stride);
-  for (int64_t w = 0; w < args.W && columns % Op::kPerUnit != 0; ++w) {
-    out[w * stride + columns] = Element(0.f);  // the pair of the last one
-  }
+                    args.conv_bias + begin, hidden.at(row, column), hidden.stride());
 }
 
 // Floats of working memory that hidden_columns_of_images() needs.
+template <class scalar_t>
 inline int64_t conv_columns_scratch_size(const ConvMlpArgs& args, int64_t images) {
-  return (images * args.H + 1) * args.W * kTileColumns;
+  return (images * args.H + 1) * args.W * kTileColumns +
+         HiddenRows<scalar_t>::waiting_size(images * args.H * args.W);
 }
 
-// hidden[:, 0:columns] <- a tile of the hidden layer of whole images, ready for fc2
-//   tokens: [images * H * W, num_units(C)]   hidden: rows hidden_stride units apart
+// hidden[:, 0:count] <- channels [begin, begin + count) of the hidden layer of whole images, ready
+// for fc2
+//   tokens: [images * H * W, row_units(C)]   hidden: rows hidden_stride units apart
+//   begin: a multiple of kGeluColumns   count: at most that
 template <class scalar_t>
 inline void hidden_columns_of_images(const ConvMlpArgs& args, const float* tokens, int64_t images,
-                                     int64_t begin, int64_t columns, float* hidden,
+                                     int64_t begin, int64_t count, float* hidden,
                                      int64_t hidden_stride, float* scratch) {
-  const int64_t row_size = args.W * kTileColumns, H = args.H;
-  float* outside = scratch;  // a grid row of zeros
-  float* sums = outside + row_size;
+  const int64_t W = args.W, H = args.H, row_size = W * kTileColumns;
+  float* outside = scratch;          // a grid row of zeros
+  float* sums = outside + row_size;  // [images * H, W, kTileColumns]
+  const HiddenRows<scalar_t> out{hidden, hidden_stride, sums + images * H * row_size};
   __builtin_memset(outside, 0, row_size * sizeof(float));
-  hidden_before_convolution<scalar_t>(args, tokens, images * H * args.W, begin, columns, sums);
-  for (int64_t y = 0; y < images * H; ++y) {
-    const float* row = sums + y * row_size;
-    const float* rows[3] = {y % H == 0 ? outside : row - row_size, row,
-                            y % H == H - 1 ? outside : row + row_size};
-    hidden_after_convolution<scalar_t>(args, rows, begin, columns,
-                                       hidden + y * args.W * hidden_stride, hidden_stride);
+  for (int64_t j = 0; j < count; j += kTileColumns) {
+    const int64_t columns = count - j < kTileColumns ? count - j : kTileColumns;
+    hidden_before_convolution<scalar_t>(args, tokens, images * H * W, begin + j, columns, sums);
+    for (int64_t y = 0; y < images * H; ++y) {
+      const float* row = sums + y * row_size;
+      const float* rows[3] = {y % H == 0 ? outside : row - row_size, row,
+                              y % H == H - 1 ? outside : row + row_size};
+      hidden_after_convolution(args, rows, begin + j, columns, out, y * W, j);
+    }
   }
+  out.finish(images * H * W, count);
 }
 
 // Grid rows in a step: about a hundred tokens, which make good use of each weight read.
@@ -114,25 +149,27 @@ inline int64_t rows_per_step(const ConvMlpArgs& args, int64_t rows) {
 template <class scalar_t>
 inline int64_t conv_mlp_scratch_size(const ConvMlpArgs& args, int64_t rows) {
   const int64_t step = rows_per_step(args, rows), width = round_up(args.mlp.hidden, kTileColumns);
-  return (step + 2) * args.W * (num_units<scalar_t>(args.mlp.C) + kTileColumns) +
+  return (step + 2) * args.W * (row_units<scalar_t>(args.mlp.C) + kTileColumns) +
          2 * args.W * width +
-         step * args.W * (num_units<scalar_t>(kHiddenBlock) + round_up(args.mlp.C, kPanel));
+         step * args.W * (row_units<scalar_t>(kHiddenBlock) + round_up(args.mlp.C, kPanel)) +
+         HiddenRows<scalar_t>::waiting_size(step * args.W);
 }
 
 // x <- x + fc2(gelu(conv(fc1(LayerNorm(x))))) for the tokens of a band
 template <class scalar_t>
 inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scratch) {
-  constexpr int64_t hidden_stride = kHiddenBlock / Operand<scalar_t>::kPerUnit;
   const MlpArgs& mlp = args.mlp;
-  const int64_t C = mlp.C, W = args.W, depth = num_units<scalar_t>(C);
+  const int64_t C = mlp.C, W = args.W, depth = row_units<scalar_t>(C);
+  const int64_t hidden_stride = row_units<scalar_t>(kHiddenBlock);
   const int64_t out_stride = round_up(C, kPanel), row_size = W * kTileColumns;
-  const int64_t panel_stride = num_units<scalar_t>(mlp.hidden) * kPanel;
   const int64_t step = rows_per_step(args, band.end - band.begin);
   float* tokens = scratch;                         // [step + 2, W, depth]
   float* sums = tokens + (step + 2) * W * depth;   // [step + 2, W, kTileColumns]
-  float* hidden = sums + (step + 2) * row_size;    // [step, W, hidden_stride]
-  float* out = hidden + step * W * hidden_stride;  // [step, W, out_stride]
-  float* waiting = out + step * W * out_stride;    // two grid rows of every tile
+  float* units = sums + (step + 2) * row_size;     // [step, W, hidden_stride]
+  float* out = units + step * W * hidden_stride;   // [step, W, out_stride]
+  float* waiting = out + step * W * out_stride;    // [step, W, kHiddenBlock], see HiddenRows
+  float* kept_rows = waiting + HiddenRows<scalar_t>::waiting_size(step * W);  // two of every tile
+  const HiddenRows<scalar_t> hidden{units, hidden_stride, waiting};
 
   for (int64_t y = band.begin; y < band.end; y += step) {
     const int64_t count = band.end - y < step ? band.end - y : step;
@@ -154,7 +191,7 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
       const int64_t size = mlp.hidden - h < kHiddenBlock ? mlp.hidden - h : kHiddenBlock;
       for (int64_t j = 0; j < size; j += kTileColumns) {
         const int64_t columns = size - j < kTileColumns ? size - j : kTileColumns;
-        float* kept = waiting + (h + j) * 2 * W;
+        float* kept = kept_rows + (h + j) * 2 * W;
         float* fresh = sums;
         if (first > y) {
           __builtin_memcpy(sums, kept, 2 * row_size * sizeof(float));
@@ -171,16 +208,15 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
         for (int64_t i = 0; i < count; ++i) {
           const float* rows[3] = {sums + i * row_size, sums + (i + 1) * row_size,
                                   sums + (i + 2) * row_size};
-          hidden_after_convolution<scalar_t>(
-              args, rows, h + j, columns,
-              hidden + i * W * hidden_stride + j / Operand<scalar_t>::kPerUnit, hidden_stride);
+          hidden_after_convolution(args, rows, h + j, columns, hidden, i * W, j);
         }
         __builtin_memcpy(kept, sums + count * row_size, 2 * row_size * sizeof(float));
       }
-      gemm<scalar_t>(count * W, C, num_units<scalar_t>(size), hidden, hidden_stride,
-                     mlp.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel, panel_stride, out,
-                     out_stride, /*accumulate=*/h > 0);
+      hidden.finish(count * W, size);
+      gemm<scalar_t>(count * W, C, num_units<scalar_t>(size), units, hidden_stride,
+                     mlp.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
+                     mlp.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
     }
-    add_residual(out, out_stride, mlp.fc2.bias, count * W, C, band.image + y * W * C, C);
+    add_residual<scalar_t>(mlp.fc2, 0, C, count * W, out, out_stride, band.image + y * W * C, C);
   }
 }

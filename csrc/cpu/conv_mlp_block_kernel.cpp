@@ -28,10 +28,9 @@ template <class scalar_t>
 void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
   const MlpArgs& mlp = args.mlp;
   const int64_t C = mlp.C, rows = images * args.H * args.W;
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
-  const int64_t hidden_depth = PVT_BEST_LEVEL(num_units<scalar_t>)(mlp.hidden);
-  const int64_t per_unit = PVT_BEST_LEVEL(Operand<scalar_t>::kPerUnit);
-  const int64_t width = PVT_BEST_LEVEL(kTileColumns);
+  const auto row_units = PVT_BEST_LEVEL(row_units<scalar_t>);
+  const int64_t depth = row_units(C), hidden_depth = row_units(mlp.hidden);
+  const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>), tile = PVT_BEST_LEVEL(kTileColumns);
   float* tokens = thread_scratch<Scratch::kShared>(rows * (depth + hidden_depth));
   float* hidden = tokens + rows * depth;
 
@@ -42,18 +41,19 @@ void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
   const auto up = PVT_BEST_LEVEL(hidden_columns_of_images<scalar_t>);
   parallel_tasks((mlp.hidden + width - 1) / width, [&](int64_t task) {
     const int64_t begin = task * width;
-    up(args, tokens, images, begin, std::min(width, mlp.hidden - begin), hidden + begin / per_unit,
-       hidden_depth, thread_scratch(PVT_BEST_LEVEL(conv_columns_scratch_size)(args, images)));
+    up(args, tokens, images, begin, std::min(width, mlp.hidden - begin), hidden + row_units(begin),
+       hidden_depth,
+       thread_scratch(PVT_BEST_LEVEL(conv_columns_scratch_size<scalar_t>)(args, images)));
   });
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
-  const int64_t column_tiles = (C + width - 1) / width;
+  const int64_t column_tiles = (C + tile - 1) / tile;
   const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;
   parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
-    const int64_t tile = task / column_tiles, column = task % column_tiles * width;
-    const int64_t begin = tile * rows / row_tiles, end = (tile + 1) * rows / row_tiles;
-    down(mlp.fc2, hidden + begin * hidden_depth, end - begin, hidden_depth, column,
-         std::min(width, C - column), x + begin * C, C,
-         thread_scratch(RowTiles::kMaxHeight * width));
+    const int64_t part = task / column_tiles, column = task % column_tiles * tile;
+    const int64_t begin = part * rows / row_tiles, end = (part + 1) * rows / row_tiles;
+    down(mlp.fc2, hidden + begin * hidden_depth, end - begin, mlp.hidden, column,
+         std::min(tile, C - column), C, x + begin * C,
+         thread_scratch(RowTiles::kMaxHeight * tile));
   });
 }
 
@@ -113,8 +113,8 @@ void conv_mlp_block_cpu(Tensor& x, int64_t H, int64_t W, const Tensor& norm_weig
   ConvMlpArgs args;
   args.mlp.C = s.C, args.mlp.hidden = s.hidden;
   args.mlp.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
-  args.mlp.fc1 = {packed_data(fc1), fc1_b.data()};
-  args.mlp.fc2 = {packed_data(fc2), fc2_b.data()};
+  args.mlp.fc1 = linear_args(fc1, fc1_b);
+  args.mlp.fc2 = linear_args(fc2, fc2_b);
   args.H = H, args.W = W, args.relu = relu;
   args.taps = taps.data(), args.conv_bias = conv_b.data();
   float* data = static_cast<float*>(x.mutable_data_ptr());

@@ -2,8 +2,6 @@
 // grid.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
 #include <functional>
 
@@ -16,8 +14,8 @@ namespace pvt {
 using FinishRows = std::function<void(int64_t row, int64_t rows, float* sums)>;
 
 // Calls finish() for every output token once, in parallel.
-//   x: `images` of them, strided as in args   dtype: of the weight, float32 or bfloat16
-void convolve(const PatchArgs& args, int64_t images, torch::headeronly::ScalarType dtype,
-              const float* x, const FinishRows& finish);
+//   scalar_t: of the weight   x: `images` of them, strided as in args
+template <class scalar_t>
+void convolve(const PatchArgs& args, int64_t images, const float* x, const FinishRows& finish);
 
 }  // namespace pvt

@@ -109,10 +109,26 @@ inline void gather_patches(const PatchArgs& args, const float* x, int64_t row, i
   }
 }
 
+// units <- whole patches of output rows [row, row + rows), quantised; see gather_patches
+//   units: [rows, row_units(patch)]   patch: scratch, the inputs of one
+inline void gather_quantised(const PatchArgs& args, const float* x, int64_t row, int64_t rows,
+                             float* units, float* patch) {
+  const int64_t positions = args.kernel_size * args.kernel_size, size = positions * args.C_in;
+  for (int64_t i = 0; i < rows; ++i) {
+    gather_patches<float>(args, x, row + i, 1, 0, positions, patch);
+    Operand<int8_t>::to_units(patch, size, units + i * row_units<int8_t>(size));
+  }
+}
+
 // Floats of working memory that convolve_rows() needs.
 template <class scalar_t>
 inline int64_t convolve_scratch_size(const PatchArgs& args, int64_t rows) {
-  return rows * num_units<scalar_t>(positions_per_gather(args) * args.C_in);
+  if constexpr (Operand<scalar_t>::kHeader > 0) {
+    const int64_t size = args.kernel_size * args.kernel_size * args.C_in;
+    return rows * row_units<scalar_t>(size) + size;
+  } else {
+    return rows * num_units<scalar_t>(positions_per_gather(args) * args.C_in);
+  }
 }
 
 // sums[:, 0:columns] <- columns [begin, begin + columns) of the convolution, without bias, for
@@ -124,9 +140,16 @@ inline void convolve_rows(const PatchArgs& args, const float* x, int64_t row, in
                           float* units) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
   const int64_t positions = args.kernel_size * args.kernel_size;
-  const int64_t gather = positions_per_gather(args), at_once = positions_per_sum(args);
-  const int64_t panel_stride = num_units<scalar_t>(positions * args.C_in) * kPanel;
+  const int64_t panel_stride = args.conv.panel_stride;
   const float* weight = args.conv.weight + panel_offset(begin, panel_stride);
+  if constexpr (Operand<scalar_t>::kHeader > 0) {
+    const int64_t size = positions * args.C_in, stride = row_units<scalar_t>(size);
+    gather_quantised(args, x, row, rows, units, units + rows * stride);
+    gemm<scalar_t>(rows, columns, num_units<scalar_t>(size), units, stride, weight, panel_stride,
+                   sums, sums_stride, /*accumulate=*/false);
+    return;
+  }
+  const int64_t gather = positions_per_gather(args), at_once = positions_per_sum(args);
   for (int64_t first = 0; first < positions; first += gather) {
     const int64_t end = positions - first < gather ? positions : first + gather;
     const int64_t stride = num_units<scalar_t>((end - first) * args.C_in);

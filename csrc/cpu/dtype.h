@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "checks.h"
+#include "cpu/args.h"
 #include "cpu/float_types.h"
 
 namespace pvt {
@@ -38,7 +39,7 @@ inline bool have_packed_kernel(const Tensor& x, std::initializer_list<Tensor> pa
     return false;
   }
   const ScalarType dtype = packed_weights.begin()->scalar_type();
-  const int64_t group = dtype == ScalarType::BFloat16 ? 2 : 1;
+  const int64_t group = dtype == ScalarType::BFloat16 ? 2 : dtype == ScalarType::Byte ? 4 : 1;
   for (const Tensor& weight : packed_weights) {
     if (weight.scalar_type() != dtype || weight.size(3) != group) {
       return false;
@@ -50,12 +51,14 @@ inline bool have_packed_kernel(const Tensor& x, std::initializer_list<Tensor> pa
 // Calls run(scalar_t{}) for a dtype of weights that have_packed_kernel().
 template <class Run>
 void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
-  dtype == ScalarType::Float ? run(float{}) : run(BFloat16{});
-}
-
-// The units of a packed weight (gemm.h).
-inline const float* packed_data(const Tensor& weight) {
-  return static_cast<const float*>(weight.const_data_ptr());
+  switch (dtype) {
+    case ScalarType::Float:
+      return run(float{});
+    case ScalarType::BFloat16:
+      return run(BFloat16{});
+    default:
+      return run(int8_t{});
+  }
 }
 
 // A [C] parameter as contiguous float.
@@ -68,5 +71,11 @@ class Vector {
  private:
   Tensor tensor_;
 };
+
+// A layer of a packed weight, which is contiguous, and its bias.
+inline LinearArgs linear_args(const Tensor& weight, const Vector& bias) {
+  return {static_cast<const float*>(weight.const_data_ptr()), weight.size(1) * kPackedColumns,
+          bias.data()};
+}
 
 }  // namespace pvt

@@ -24,31 +24,38 @@ inline int64_t num_slots(const AttentionArgs& args) {
 // follow, [panels of C][units of slots][kPanel], then the keys' products with the bias, [slots].
 template <class scalar_t>
 inline float* folded_values(const AttentionArgs& args, float* folded) {
-  return folded + packed_size<scalar_t>(args.C, num_slots(args));
+  return folded + packed_size<AttentionType<scalar_t>>(args.C, num_slots(args));
 }
 
 template <class scalar_t>
 inline float* folded_bias(const AttentionArgs& args, float* folded) {
-  return folded_values<scalar_t>(args, folded) + packed_size<scalar_t>(num_slots(args), args.C);
+  return folded_values<scalar_t>(args, folded) +
+         packed_size<AttentionType<scalar_t>>(num_slots(args), args.C);
 }
 
 template <class scalar_t>
 inline int64_t folded_size(const AttentionArgs& args) {
-  return packed_size<scalar_t>(args.C, num_slots(args)) +
-         packed_size<scalar_t>(num_slots(args), args.C) + num_slots(args);
+  using Type = AttentionType<scalar_t>;
+  return packed_size<Type>(args.C, num_slots(args)) + packed_size<Type>(num_slots(args), args.C) +
+         num_slots(args);
 }
 
 // rows <- Wq^T of head h, [C, head_dim] floats
 template <class scalar_t>
 inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* rows) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
-  const scalar_t* weight = reinterpret_cast<const scalar_t*>(args.q.weight);
-  const int64_t panel_stride = num_units<scalar_t>(args.C) * kPanel;
-  for (int64_t c = 0; c < args.C; ++c) {
-    for (int64_t d = 0; d < args.head_dim; ++d) {
-      const int64_t unit =
-          panel_offset(h * args.head_dim + d, panel_stride) + c / per_unit * kPanel;
-      to_float(weight + unit * per_unit + c % per_unit, 1, rows + c * args.head_dim + d);
+  for (int64_t d = 0; d < args.head_dim; ++d) {
+    const float* column =
+        args.q.weight + panel_offset(h * args.head_dim + d, args.q.panel_stride);
+    for (int64_t c = 0; c < args.C; ++c) {
+      const float* unit = column + c / per_unit * kPanel;
+      float* weight = rows + c * args.head_dim + d;
+      if constexpr (Operand<scalar_t>::kHeader > 0) {
+        const float scale = column[args.q.panel_stride - kPanel];
+        *weight = (reinterpret_cast<const uint8_t*>(unit)[c % per_unit] - 128) * scale;
+      } else {
+        to_float(reinterpret_cast<const scalar_t*>(unit) + c % per_unit, 1, weight);
+      }
     }
   }
 }
@@ -64,9 +71,10 @@ inline int64_t fold_scratch_size(const AttentionArgs& args) {
 template <class scalar_t>
 inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_rows, const float* k,
                       int64_t kv_stride, float* folded, float* scratch) {
-  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  using Type = AttentionType<scalar_t>;
+  constexpr int64_t per_unit = Operand<Type>::kPerUnit;
   const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head(args);
-  const int64_t depth = num_units<scalar_t>(C);
+  const int64_t depth = num_units<Type>(C);
   float* keys = scratch;                  // panels [slots / kPanel][head_dim][kPanel]
   float* rows = keys + slots * head_dim;  // [4, head_dim]
   float* sums = rows + 4 * head_dim;      // [C, slots]
@@ -93,35 +101,38 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
               /*accumulate=*/false);
   for (int64_t c = 0; c < C; c += per_unit) {
     for (int64_t j = 0; j < slots; j += kPanel) {
-      Operand<scalar_t>::rows_to_units(
+      Operand<Type>::rows_to_units(
           sums + c * slots + j, slots, C - c, kPanel,
           folded + panel_offset(h * slots + j, depth * kPanel) + c / per_unit * kPanel);
     }
   }
 }
 
-// Head h of the folded values.   v: [kv_len, head_dim], rows kv_stride apart; head_dim is even
+// Head h of the folded values.
+//   v: [kv_len, head_dim], rows kv_stride apart; head_dim is a multiple of the inputs of a unit
 template <class scalar_t>
 inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, int64_t kv_stride,
                         float* folded, float* scratch) {
-  constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
+  using Type = AttentionType<scalar_t>;
+  constexpr int64_t per_unit = Operand<Type>::kPerUnit;
   const int64_t head_dim = args.head_dim, slots = slots_per_head(args);
-  const int64_t depth = num_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
-  const int64_t panel_stride = num_units<scalar_t>(num_slots(args)) * kPanel;
+  const int64_t depth = row_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
+  const int64_t panel_stride = num_units<Type>(num_slots(args)) * kPanel;
   float* rows = scratch;               // [kv_len, depth]
   float* sums = rows + slots * depth;  // [kv_len, width]
   for (int64_t j = 0; j < args.kv_len; ++j) {
     Operand<scalar_t>::to_units(v + j * kv_stride, head_dim, rows + j * depth);
   }
-  gemm<scalar_t>(args.kv_len, width, depth, rows, depth,
-                 args.proj.weight + h * head_dim / per_unit * kPanel,
-                 num_units<scalar_t>(args.C) * kPanel, sums, width, /*accumulate=*/false);
+  gemm<scalar_t>(args.kv_len, width, num_units<scalar_t>(head_dim), rows, depth,
+                 args.proj.weight + h * head_dim / Operand<scalar_t>::kPerUnit * kPanel,
+                 args.proj.panel_stride, sums, width, /*accumulate=*/false);
+  scale_sums<scalar_t>(args.proj, 0, width, args.kv_len, sums, width);
   float* values = folded_values<scalar_t>(args, folded);
   for (int64_t j = 0; j < slots; j += per_unit) {
     for (int64_t c = 0; c < width; c += kPanel) {
       float* dst = values + c / kPanel * panel_stride + (h * slots + j) / per_unit * kPanel;
       if (j < args.kv_len) {
-        Operand<scalar_t>::rows_to_units(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
+        Operand<Type>::rows_to_units(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
       } else {
         __builtin_memset(dst, 0, kPanel * sizeof(float));
       }
@@ -132,8 +143,9 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
 // Floats of working memory that folded_attention_rows() needs.
 template <class scalar_t>
 inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
+  using Type = AttentionType<scalar_t>;
   const int64_t slots = num_slots(args), width = round_up(args.C, kPanel);
-  return rows * (num_units<scalar_t>(args.C) + slots + num_units<scalar_t>(slots) + width);
+  return rows * (num_units<Type>(args.C) + slots + num_units<Type>(slots) + width);
 }
 
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
@@ -141,17 +153,18 @@ inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
 template <class scalar_t>
 inline void folded_attention_rows(const AttentionArgs& args, float* folded, float* x, int64_t rows,
                                   float* scratch) {
-  const int64_t C = args.C, width = round_up(C, kPanel), depth = num_units<scalar_t>(C);
+  using Type = AttentionType<scalar_t>;
+  const int64_t C = args.C, width = round_up(C, kPanel), depth = num_units<Type>(C);
   const int64_t slots = num_slots(args), per_head = slots_per_head(args);
-  const int64_t value_depth = num_units<scalar_t>(slots);
+  const int64_t value_depth = num_units<Type>(slots);
   const int64_t used = round_up(args.kv_len, kLanes);
   const float* bias = folded_bias<scalar_t>(args, folded);
   float* tokens = scratch;              // [rows, depth]
   float* s = tokens + rows * depth;     // [rows, slots]
   float* p = s + rows * slots;          // [rows, value_depth], s as units
   float* out = p + rows * value_depth;  // [rows, width]
-  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
-  gemm<scalar_t>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
+  layer_norm_to_units<Type>(x, C, rows, C, args.norm, tokens);
+  gemm<Type>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
                  /*accumulate=*/false);
   add_bias(s, slots, bias, rows, slots);
   for (int64_t i = 0; i < rows; ++i) {
@@ -166,9 +179,10 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
         head[j] = 0.f;
       }
     }
-    Operand<scalar_t>::to_units(s + i * slots, slots, p + i * value_depth);
+    Operand<Type>::to_units(s + i * slots, slots, p + i * value_depth);
   }
-  gemm<scalar_t>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
+  gemm<Type>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
                  value_depth * kPanel, out, width, /*accumulate=*/false);
-  add_residual(out, width, args.proj.bias, rows, C, x, C);
+  // The values have the scale of proj; what is left is its bias.
+  add_residual<Type>(args.proj, 0, C, rows, out, width, x, C);
 }

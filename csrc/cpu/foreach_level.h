@@ -62,7 +62,7 @@ PVT_TARGET_END
 #include "cpu/next_level.h"
 
 #define PVT_LEVEL PVT_LEVEL_AVX512_BF16
-PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 namespace pvt::avx512_bf16 {
 #include PVT_KERNEL_BODY
 }

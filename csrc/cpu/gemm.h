@@ -1,10 +1,11 @@
 // A register-tiled matrix product on packed panels: the inner loop of every CPU kernel. Part of a
 // kernel body (see foreach_level.h).
 //
-// Both operands are stored in 32-bit units along the sum: one float, or a pair of bfloat16. A row
-// of the left-hand matrix is a row of units. A panel is kPanel columns of the right-hand matrix,
-// row of units after row of units, [K][kPanel]; columns beyond the matrix are zero. The layout is
-// the same at every CPU level: packed weights (pvt_ext/packing.py) have it in the model file.
+// Both operands are stored in 32-bit units along the sum: one float, a pair of bfloat16 or four
+// 8-bit integers. A row of the left-hand matrix is a row of units. A panel is kPanel columns of the
+// right-hand matrix, row of units after row of units, [K][kPanel]; columns beyond the matrix are
+// zero. The layout is the same at every CPU level: packed weights (pvt_ext/packing.py) have it in
+// the model file.
 #ifndef PVT_BODY_GEMM
 #define PVT_BODY_GEMM
 
@@ -20,17 +21,25 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// How inputs of type scalar_t are multiplied. Everything but bfloat16 is widened to float.
-//   Element: what a unit is made of
-//   kSteps: multiply-adds per unit; step s multiplies part(left, s) by part(right, s)
+// How inputs of type scalar_t are multiplied. float16 is widened to float.
+//   Element: what to_units() is spared for if a row is written as that: units are made of it, or,
+//   for integers, float, of which units are made afterwards
+//   kHeader: units before every kSumBlock inputs of a left-hand row
+//   kSteps: multiply-adds per unit; step s multiplies left_part(a, s) by right_part(b, s)
+//   first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
+//   end
 template <class scalar_t>
 struct Operand {
   using Element = float;
   static constexpr int kPerUnit = 1;
+  static constexpr int kHeader = 0;
   static constexpr int kSteps = 1;
 
-  static Vec part(Vec unit, int /*step*/) { return unit; }
+  static Vec left_part(Vec unit, int /*step*/) { return unit; }
+  static Vec right_part(Vec unit, int /*step*/) { return unit; }
   static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
+  static Vec first_sum(const float* /*header*/) { return Vec{}; }
+  static Vec total(Vec sum, const float* /*header*/) { return sum; }
 
   // `src` and `units` may be the same.
   template <class In>
@@ -51,10 +60,11 @@ template <>
 struct Operand<BFloat16> {
   using Element = BFloat16;
   static constexpr int kPerUnit = 2;
+  static constexpr int kHeader = 0;
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
   static constexpr int kSteps = 1;
 
-  static Vec part(Vec unit, int /*step*/) { return unit; }
+  static Vec left_part(Vec unit, int /*step*/) { return unit; }
   static Vec multiply_add(Vec left, Vec right, Vec sum) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
   }
@@ -62,11 +72,14 @@ struct Operand<BFloat16> {
   static constexpr int kSteps = 2;
 
   // The first or second of the pair as a float: bfloat16 is the upper half of one.
-  static Vec part(Vec unit, int step) {
+  static Vec left_part(Vec unit, int step) {
     return step == 0 ? (Vec)((IntVec)unit << 16) : (Vec)((IntVec)unit & -65536);
   }
   static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
 #endif
+  static Vec right_part(Vec unit, int step) { return left_part(unit, step); }
+  static Vec first_sum(const float* /*header*/) { return Vec{}; }
+  static Vec total(Vec sum, const float* /*header*/) { return sum; }
 
   // An odd count is completed by a zero.
   static void to_units(const BFloat16* src, int64_t count, float* units) {
@@ -108,10 +121,105 @@ struct Operand<BFloat16> {
   }
 };
 
+// 8-bit integers. The right-hand side is w + 128 in [1, 255], and its panels end with the columns'
+// scales, [kPanel] floats, by which a sum has yet to be multiplied. The left-hand side is quantised
+// as it is written: every kSumBlock inputs of a row have their own scale, by which they reach from
+// -127 to 127. It is the first unit of their header. The second is what 128 in each weight adds to
+// the sum, negated: -128 times the sum of the block's integers.
+template <>
+struct Operand<int8_t> {
+  using Element = float;
+  static constexpr int kPerUnit = 4;
+  static constexpr int kHeader = 2;
+#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+  static constexpr int kSteps = 1;
+
+  static Vec left_part(Vec unit, int /*step*/) { return unit; }
+  static Vec right_part(Vec unit, int /*step*/) { return unit; }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) {
+    return (Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
+  }
+#elif PVT_LEVEL >= PVT_LEVEL_AVX2
+  // Two of the four in each step, as 16-bit integers. (The instruction for bytes would saturate.)
+  static constexpr int kSteps = 2;
+
+  static Vec left_part(Vec unit, int step) {
+    const ShortVec shorts = (ShortVec)unit;
+    return (Vec)(step == 0 ? (shorts << 8) >> 8 : shorts >> 8);
+  }
+  static Vec right_part(Vec unit, int step) {
+    return (Vec)((step == 0 ? (IntVec)unit : (IntVec)unit >> 8) & 0x00ff00ff);
+  }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) {
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+    return (Vec)((IntVec)sum + (IntVec)_mm512_madd_epi16((__m512i)left, (__m512i)right));
+#else
+    return (Vec)((IntVec)sum + (IntVec)_mm256_madd_epi16((__m256i)left, (__m256i)right));
+#endif
+  }
+#else
+  static constexpr int kSteps = 4;
+
+  static Vec left_part(Vec unit, int step) {
+    return (Vec)((IntVec)((UintVec)unit << (24 - 8 * step)) >> 24);
+  }
+  static Vec right_part(Vec unit, int step) { return (Vec)(((IntVec)unit >> 8 * step) & 255); }
+  static Vec multiply_add(Vec left, Vec right, Vec sum) {
+    return (Vec)((IntVec)sum + (IntVec)left * (IntVec)right);
+  }
+#endif
+  static Vec first_sum(const float* header) { return broadcast(header[1]); }
+  static Vec total(Vec sum, const float* header) {
+    return __builtin_convertvector((IntVec)sum, Vec) * header[0];
+  }
+
+  // A whole row: blocks of kSumBlock inputs with their headers.
+  static void to_units(const float* src, int64_t count, float* units) {
+    for (int64_t k = 0; k < count; k += kSumBlock, units += kHeader + kSumBlock / kPerUnit) {
+      quantise_block(src + k, count - k < kSumBlock ? count - k : kSumBlock, units);
+    }
+  }
+
+ private:
+  static void quantise_block(const float* src, int64_t count, float* units) {
+    IntVec largest{};  // as integers, so that a NaN is the largest
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const IntVec magnitude = (IntVec)load_floats(src + k, count - k) & 0x7fffffff;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float limit = reduce_max_bits(largest);
+    const float inverse = limit > 1e-30f ? 127.f / limit : 0.f;
+    // Adding it rounds to an integer, which is then in the lowest byte.
+    constexpr float kRound = 12582912.f;
+    constexpr uint32_t kRoundBits = 0x4b400000;
+    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+    int8_t* bytes = reinterpret_cast<int8_t*>(units + kHeader);
+    IntVec sums{};
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const Vec value = load_floats(src + k, count - k);
+      const IntVec rounded = (IntVec)fmadd(value, broadcast(inverse), broadcast(kRound));
+      sums += rounded;
+      const Bytes narrow = __builtin_convertvector(rounded, Bytes);
+      __builtin_memcpy(bytes + k, &narrow, count - k < kLanes ? round_up(count - k, kPerUnit) : kLanes);
+    }
+    const uint32_t rounding = static_cast<uint32_t>(round_up(count, kLanes)) * kRoundBits;
+    const int32_t offset = -128 * static_cast<int32_t>(reduce_add(sums) - rounding);
+    units[0] = limit / 127.f;
+    __builtin_memcpy(units + 1, &offset, sizeof offset);
+  }
+};
+
 // Units that hold `count` inputs.
 template <class scalar_t>
 inline int64_t num_units(int64_t count) {
   return (count + Operand<scalar_t>::kPerUnit - 1) / Operand<scalar_t>::kPerUnit;
+}
+
+// Units of a left-hand row of `count` inputs, headers included.
+template <class scalar_t>
+inline int64_t row_units(int64_t count) {
+  return num_units<scalar_t>(count) +
+         Operand<scalar_t>::kHeader * ((count + kSumBlock - 1) / kSumBlock);
 }
 
 // Units of a packed matrix of K rows and `columns` columns.
@@ -128,6 +236,7 @@ constexpr int64_t panel_offset(int64_t j, int64_t panel_stride) {
 // c = (accumulate ? c : 0) + a b   for any number of rows and of columns
 //   a: [rows][K], rows a_stride units apart   b: panels [K][kPanel], panel_stride units apart
 //   c: rows c_stride apart, columns rounded up to whole vectors
+//   K: units, without headers; a starts at a multiple of kSumBlock inputs
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate);

@@ -3,7 +3,7 @@
 #include "cpu/gemm.h"
 
 // c[i][0:kVecs] = (accumulate ? c[i] : 0) + sum_k a[i][k] * b[k]   for i < kRows, k < K units
-//   a: rows a_stride units apart   b: first column of the tile in its panel; panels are
+//   a: rows a_stride units apart, each with its header   b: first column of the tile in its panel; panels are
 //   panel_stride units apart   c: rows c_stride apart
 // The sum over k starts at zero and is added to c at its end: long sums built block by block keep
 // the accuracy of a blocked sum. Every element is summed in the order of k whatever kRows and kVecs
@@ -18,20 +18,22 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
-      sum[i][j] = Vec{};
+      sum[i][j] = Op::first_sum(a + i * a_stride);
     }
   }
+  const float* header = a;
+  a += Op::kHeader;
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 2
     for (int step = 0; step < Op::kSteps; ++step) {
       Vec column[kVecs];
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) {
-        column[j] = Op::part(load(b + panel_offset(j * kLanes, panel_stride) + k * kPanel), step);
+        column[j] = Op::right_part(load(b + panel_offset(j * kLanes, panel_stride) + k * kPanel), step);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
-        const Vec left = Op::part(broadcast(a[i * a_stride + k]), step);
+        const Vec left = Op::left_part(broadcast(a[i * a_stride + k]), step);
 #pragma GCC unroll 8
         for (int j = 0; j < kVecs; ++j) {
           sum[i][j] = Op::multiply_add(left, column[j], sum[i][j]);
@@ -44,7 +46,8 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
       float* out = c + i * c_stride + j * kLanes;
-      store(out, accumulate ? load(out) + sum[i][j] : sum[i][j]);
+      const Vec total = Op::total(sum[i][j], header + i * a_stride);
+      store(out, accumulate ? load(out) + total : total);
     }
   }
 }
@@ -89,10 +92,12 @@ inline void gemm_tile(int64_t rows, int64_t vecs, int64_t K, const float* a, int
 // c = (accumulate ? c : 0) + a b   for any number of rows and of columns
 //   a: [rows][K], rows a_stride units apart   b: panels [K][kPanel], panel_stride units apart
 //   c: rows c_stride apart, columns rounded up to whole vectors
+//   K: units, without headers; a starts at a multiple of kSumBlock inputs
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t kBlock = kSumBlock / Operand<scalar_t>::kPerUnit;
+  constexpr int64_t kHeader = Operand<scalar_t>::kHeader;
   for (int64_t j = 0; j < columns; j += kTileColumns) {
     const int64_t left = (columns - j + kLanes - 1) / kLanes;
     const int64_t vecs = left < kTileVecs ? left : kTileVecs;
@@ -103,7 +108,8 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
       int64_t tiles = (rows + kTileRows - 1) / kTileRows;
       for (int64_t i = 0, height; i < rows; i += height, --tiles) {
         height = (rows - i + tiles - 1) / tiles;
-        gemm_tile<scalar_t>(height, vecs, depth, a + i * a_stride + k, a_stride,
+        const float* block = a + i * a_stride + k / kBlock * (kBlock + kHeader);
+        gemm_tile<scalar_t>(height, vecs, depth, block, a_stride,
                             column + k * kPanel, panel_stride, c + i * c_stride + j, c_stride,
                             accumulate || k > 0);
       }
@@ -115,5 +121,7 @@ template void gemm<float>(int64_t, int64_t, int64_t, const float*, int64_t, cons
                           float*, int64_t, bool);
 template void gemm<BFloat16>(int64_t, int64_t, int64_t, const float*, int64_t, const float*,
                              int64_t, float*, int64_t, bool);
+template void gemm<int8_t>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t,
+                           float*, int64_t, bool);
 template void gemm<Half>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t,
                          float*, int64_t, bool);

@@ -17,10 +17,13 @@ inline Quad reduce_add_four(const Vec* v) {
   return shuffle<0, 1, 4, 5>(ab, cd) + shuffle<2, 3, 6, 7>(ab, cd);
 }
 
-// y[i] <- (x[i] - mean(x[i])) / sqrt(var(x[i]) + eps) * weight + bias   for four rows of C elements
-// Rows may be equal, and y may be x.
-template <class Out>
-inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& norm, Out* const* y) {
+// store(i, c, y[i][c:c + count], count) for all of
+//   y[i] = (x[i] - mean(x[i])) / sqrt(var(x[i]) + eps) * weight + bias,   four rows of C elements
+// Those of all rows at some c are read before the first is stored: rows may be equal, and y may be
+// x. The last row's is stored last.
+template <class Store>
+inline void layer_norm_four_with(const float* const* x, int64_t C, const NormArgs& norm,
+                                 const Store& store) {
   const int64_t whole = C / kLanes * kLanes, rest = C - whole;
   const float size = static_cast<float>(C);
   Vec partial[kNormRows] = {};
@@ -55,7 +58,6 @@ inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& no
   for (int i = 0; i < kNormRows; ++i) {
     scale[i] = 1.f / std::sqrt(variance[i] + norm.eps);
   }
-  // All rows are read before the first is written: they may be equal.
   Vec values[kNormRows];
   for (int64_t c = 0; c < whole; c += kLanes) {
     const Vec weight = load(norm.weight + c), bias = load(norm.bias + c);
@@ -63,7 +65,7 @@ inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& no
       values[i] = fmadd((load(x[i] + c) - mean[i]) * scale[i], weight, bias);
     }
     for (int i = 0; i < kNormRows; ++i) {
-      store_floats(values[i], y[i] + c);
+      store(i, c, values[i], int64_t{kLanes});
     }
   }
   if (rest > 0) {
@@ -73,15 +75,39 @@ inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& no
       values[i] = fmadd((load_floats(x[i] + whole, rest) - mean[i]) * scale[i], weight, bias);
     }
     for (int i = 0; i < kNormRows; ++i) {
-      store_floats(values[i], rest, y[i] + whole);
+      store(i, whole, values[i], rest);
     }
   }
 }
 
-// y <- LayerNorm(x), row by row.   x: rows x_stride apart   y: rows y_stride apart, or x itself
+// The same into four rows y[i].
 template <class Out>
-inline void layer_norm_rows(const float* x, int64_t x_stride, int64_t rows, int64_t C,
-                            const NormArgs& norm, Out* y, int64_t y_stride) {
+inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& norm, Out* const* y) {
+  layer_norm_four_with(x, C, norm, [=](int64_t i, int64_t c, Vec value, int64_t count) {
+    store_floats(value, count, y[i] + c);
+  });
+}
+
+// The same, quantised, into four rows of row_units(C).
+inline void layer_norm_four_quantised(const float* const* x, int64_t C, const NormArgs& norm,
+                                      float* const* units) {
+  using Op = Operand<int8_t>;
+  float block[kNormRows][kSumBlock];
+  layer_norm_four_with(x, C, norm, [&](int64_t i, int64_t c, Vec value, int64_t count) {
+    store(block[i] + c % kSumBlock, value);
+    const int64_t end = c + count, first = c / kSumBlock * kSumBlock;
+    if (i == kNormRows - 1 && (end == first + kSumBlock || end == C)) {
+      for (int64_t j = 0; j < kNormRows; ++j) {
+        Op::to_units(block[j], end - first, units[j] + row_units<int8_t>(first));
+      }
+    }
+  });
+}
+
+// Calls run(four rows of x, the same of y); the last four may have the last row more than once.
+template <class Out, class Run>
+inline void foreach_four_rows(const float* x, int64_t x_stride, int64_t rows, Out* y,
+                              int64_t y_stride, const Run& run) {
   for (int64_t i = 0; i < rows; i += kNormRows) {
     const float* from[kNormRows];
     Out* to[kNormRows];
@@ -90,21 +116,37 @@ inline void layer_norm_rows(const float* x, int64_t x_stride, int64_t rows, int6
       from[j] = x + row * x_stride;
       to[j] = y + row * y_stride;
     }
-    layer_norm_four(from, C, norm, to);
+    run(from, to);
   }
 }
 
+// y <- LayerNorm(x), row by row.   x: rows x_stride apart   y: rows y_stride apart, or x itself
+template <class Out>
+inline void layer_norm_rows(const float* x, int64_t x_stride, int64_t rows, int64_t C,
+                            const NormArgs& norm, Out* y, int64_t y_stride) {
+  foreach_four_rows(x, x_stride, rows, y, y_stride, [&](const float* const* from, Out* const* to) {
+    layer_norm_four(from, C, norm, to);
+  });
+}
+
 // The same into rows of units (gemm.h), the left-hand side of a matrix product.
-//   units: [rows, num_units(C)]
+//   units: [rows, row_units(C)]
 template <class scalar_t>
 inline void layer_norm_to_units(const float* x, int64_t x_stride, int64_t rows, int64_t C,
                                 const NormArgs& norm, float* units) {
   using Op = Operand<scalar_t>;
-  typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);
-  const int64_t stride = num_units<scalar_t>(C) * Op::kPerUnit;
-  layer_norm_rows(x, x_stride, rows, C, norm, out, stride);
-  for (int64_t i = 0; i < rows && C < stride; ++i) {
-    out[i * stride + C] = typename Op::Element(0.f);  // the pair of the last one
+  if constexpr (Op::kHeader > 0) {
+    foreach_four_rows(x, x_stride, rows, units, row_units<scalar_t>(C),
+                      [&](const float* const* from, float* const* to) {
+                        layer_norm_four_quantised(from, C, norm, to);
+                      });
+  } else {
+    typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);
+    const int64_t stride = num_units<scalar_t>(C) * Op::kPerUnit;
+    layer_norm_rows(x, x_stride, rows, C, norm, out, stride);
+    for (int64_t i = 0; i < rows && C < stride; ++i) {
+      out[i * stride + C] = typename Op::Element(0.f);  // the pair of the last one
+    }
   }
 }
 

@@ -4,18 +4,62 @@
 
 #include "cpu/gemm.h"
 
-// x[:, 0:columns] += sums + bias   x: rows x_stride apart   sums: rows sums_stride apart
-inline void add_residual(const float* sums, int64_t sums_stride, const float* bias, int64_t rows,
-                         int64_t columns, float* x, int64_t x_stride) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* sum = sums + i * sums_stride;
-    float* out = x + i * x_stride;
-    int64_t c = 0;
-    for (; c + kLanes <= columns; c += kLanes) {
-      store(out + c, load(out + c) + (load(sum + c) + load(bias + c)));
+// The scales of kLanes columns from `column` on, of 8-bit weights.
+inline Vec column_scales(const LinearArgs& linear, int64_t column) {
+  const float* panel = linear.weight + panel_offset(column, linear.panel_stride);
+  return load(panel + linear.panel_stride - kPanel);
+}
+
+// What a layer gives for the sums of `count` columns from `column` on: with its scale and its bias.
+template <class scalar_t>
+inline Vec completed(Vec sum, const LinearArgs& linear, int64_t column, int64_t count) {
+  const Vec bias = load_floats(linear.bias + column, count);
+  if constexpr (Operand<scalar_t>::kHeader == 0) {
+    return sum + bias;
+  } else {
+    return fmadd(sum, column_scales(linear, column), bias);
+  }
+}
+
+// sums[:, 0:columns] <- with the scale of the layer's columns [begin, begin + columns), no bias
+template <class scalar_t>
+inline void scale_sums(const LinearArgs& linear, int64_t begin, int64_t columns, int64_t rows,
+                       float* sums, int64_t sums_stride) {
+  if constexpr (Operand<scalar_t>::kHeader > 0) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        float* sum = sums + i * sums_stride + c;
+        store(sum, load(sum) * column_scales(linear, begin + c));
+      }
     }
-    for (; c < columns; ++c) {
-      out[c] += sum[c] + bias[c];
+  }
+}
+
+// sums[:, 0:columns] <- what the layer gives for its columns [begin, begin + columns)
+//   sums: rows sums_stride apart   begin: a multiple of kLanes
+template <class scalar_t>
+inline void complete(const LinearArgs& linear, int64_t begin, int64_t columns, int64_t rows,
+                     float* sums, int64_t sums_stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      float* sum = sums + i * sums_stride + c;
+      store(sum, completed<scalar_t>(load(sum), linear, begin + c, columns - c));
+    }
+  }
+}
+
+// x[:, 0:columns] += what the layer gives for the sums of its columns [begin, begin + columns)
+//   x: rows x_stride apart   sums: rows sums_stride apart   begin: a multiple of kLanes
+template <class scalar_t>
+inline void add_residual(const LinearArgs& linear, int64_t begin, int64_t columns, int64_t rows,
+                         const float* sums, int64_t sums_stride, float* x, int64_t x_stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t count = columns - c;
+      const Vec sum = load(sums + i * sums_stride + c);
+      float* out = x + i * x_stride + c;
+      store_floats(load_floats(out, count) + completed<scalar_t>(sum, linear, begin + c, count),
+                   count, out);
     }
   }
 }
@@ -32,47 +76,45 @@ inline void add_bias(float* sums, int64_t sums_stride, const float* bias, int64_
 }
 
 // out[:, 0:columns] <- tokens weight^T, columns [begin, begin + columns) of a layer, without bias
-//   tokens: [rows, depth] units   out: rows out_stride apart, at the range's first column
+//   tokens: [rows, row_units(C)]   out: rows out_stride apart, at the range's first column
 //   begin: a multiple of kPanel, or, of at most kTileColumns columns, of kTileColumns
 template <class scalar_t>
-inline void multiply_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                             int64_t depth, int64_t begin, int64_t columns, float* out,
-                             int64_t out_stride) {
-  gemm<scalar_t>(rows, columns, depth, tokens, depth,
-                 linear.weight + panel_offset(begin, depth * kPanel), depth * kPanel, out,
+inline void multiply_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
+                             int64_t begin, int64_t columns, float* out, int64_t out_stride) {
+  gemm<scalar_t>(rows, columns, num_units<scalar_t>(C), tokens, row_units<scalar_t>(C),
+                 linear.weight + panel_offset(begin, linear.panel_stride), linear.panel_stride, out,
                  out_stride, /*accumulate=*/false);
 }
 
-// The same with the bias.
+// The same, complete.
 template <class scalar_t>
-inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                           int64_t depth, int64_t begin, int64_t columns, float* out,
-                           int64_t out_stride) {
-  multiply_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, out, out_stride);
-  add_bias(out, out_stride, linear.bias + begin, rows, columns);
+inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
+                           int64_t begin, int64_t columns, float* out, int64_t out_stride) {
+  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, out, out_stride);
+  complete<scalar_t>(linear, begin, columns, rows, out, out_stride);
 }
 
 // out[:, begin:begin + columns] <- those columns of a layer that has `size`
-//   tokens: [rows, depth] units   out: [rows, size]   begin: a multiple of kTileColumns
+//   tokens: [rows, row_units(C)]   out: [rows, size]   begin: a multiple of kTileColumns
 //   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
 template <class scalar_t>
 inline void store_linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                                 int64_t depth, int64_t begin, int64_t columns, int64_t size,
+                                 int64_t C, int64_t begin, int64_t columns, int64_t size,
                                  float* out, float* sums) {
-  linear_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
+  linear_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns);
   for (int64_t i = 0; i < rows; ++i) {
     __builtin_memcpy(out + i * size + begin, sums + i * kTileColumns, columns * sizeof(float));
   }
 }
 
-// x[:, begin:begin + columns] += those columns of the layer   x: [rows, C]
+// x[:, begin:begin + columns] += those columns of a layer that has `size`
+//   tokens: [rows, row_units(C)]   x: [rows, size]   begin: a multiple of kTileColumns
 //   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
 template <class scalar_t>
-inline void residual_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
-                             int64_t depth, int64_t begin, int64_t columns, float* x, int64_t C,
-                             float* sums) {
-  multiply_columns<scalar_t>(linear, tokens, rows, depth, begin, columns, sums, kTileColumns);
-  add_residual(sums, kTileColumns, linear.bias + begin, rows, columns, x + begin, C);
+inline void residual_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
+                             int64_t begin, int64_t columns, int64_t size, float* x, float* sums) {
+  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns);
+  add_residual<scalar_t>(linear, begin, columns, rows, sums, kTileColumns, x + begin, size);
 }
 
 #endif  // PVT_BODY_LINEAR

@@ -12,33 +12,38 @@
 #include "cpu/linear.h"
 
 constexpr int64_t kHiddenBlock = kSumBlock;
-constexpr int64_t kGeluRows = 24;  // rows of sums that wait for their GELU: 6 KB
+constexpr int64_t kGeluRows = 24;  // rows of sums that wait for their GELU: 6 KB, or 24
+
+// Columns of a row of sums: a tile, or all that have one scale.
+template <class scalar_t>
+constexpr int64_t kGeluColumns = Operand<scalar_t>::kHeader == 0 ? kTileColumns : kHiddenBlock;
 
 // Floats of working memory that hidden_columns() needs.
-constexpr int64_t kHiddenScratchSize = kGeluRows * kTileColumns;
+template <class scalar_t>
+constexpr int64_t kHiddenScratchSize = kGeluRows * kGeluColumns<scalar_t>;
 
 // hidden[:, 0:count] <- gelu(tokens fc1 + bias), columns [begin, begin + count) of the hidden layer
-//   tokens: [rows, num_units(C)]   hidden: units, rows hidden_stride apart, at the range's first
-//   begin: a multiple of kTileColumns
+//   tokens: [rows, row_units(C)]   hidden: units, rows hidden_stride apart, at the range's first
+//   begin: a multiple of kGeluColumns
 template <class scalar_t>
 inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t rows, int64_t begin,
                            int64_t count, float* hidden, int64_t hidden_stride, float* sums) {
-  using Op = Operand<scalar_t>;
-  const int64_t depth = num_units<scalar_t>(args.C);
-  for (int64_t j = 0; j < count; j += kTileColumns) {
-    const int64_t columns = count - j < kTileColumns ? count - j : kTileColumns;
-    const float* fc1 = args.fc1.weight + panel_offset(begin + j, depth * kPanel);
-    const float* bias = args.fc1.bias + begin + j;
+  constexpr int64_t width = kGeluColumns<scalar_t>;
+  const int64_t stride = row_units<scalar_t>(args.C);
+  for (int64_t j = 0; j < count; j += width) {
+    const int64_t columns = count - j < width ? count - j : width;
     for (int64_t i = 0; i < rows; i += kGeluRows) {
       const int64_t height = rows - i < kGeluRows ? rows - i : kGeluRows;
-      gemm<scalar_t>(height, columns, depth, tokens + i * depth, depth, fc1, depth * kPanel, sums,
-                     kTileColumns, /*accumulate=*/false);
+      multiply_columns<scalar_t>(args.fc1, tokens + i * stride, height, args.C, begin + j, columns,
+                                 sums, width);
       for (int64_t r = 0; r < height; ++r) {
-        float* row = sums + r * kTileColumns;
+        float* row = sums + r * width;
         for (int64_t c = 0; c < columns; c += kLanes) {
-          store(row + c, gelu(load(row + c) + load_floats(bias + c, columns - c)));
+          store(row + c, gelu(completed<scalar_t>(load(row + c), args.fc1, begin + j + c,
+                                                  columns - c)));
         }
-        Op::to_units(row, columns, hidden + (i + r) * hidden_stride + j / Op::kPerUnit);
+        Operand<scalar_t>::to_units(row, columns,
+                                    hidden + (i + r) * hidden_stride + row_units<scalar_t>(j));
       }
     }
   }
@@ -47,29 +52,28 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
 // Floats of working memory that mlp_rows() needs.
 template <class scalar_t>
 inline int64_t mlp_scratch_size(int64_t rows, int64_t C) {
-  return rows * (num_units<scalar_t>(C) + round_up(C, kPanel) + num_units<scalar_t>(kHiddenBlock)) +
-         kHiddenScratchSize;
+  return rows * (row_units<scalar_t>(C) + round_up(C, kPanel) + row_units<scalar_t>(kHiddenBlock)) +
+         kHiddenScratchSize<scalar_t>;
 }
 
 // x <- x + fc2(gelu(fc1(LayerNorm(x))))   x: [rows, C]
 template <class scalar_t>
 inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch) {
-  constexpr int64_t hidden_stride = kHiddenBlock / Operand<scalar_t>::kPerUnit;
+  const int64_t hidden_stride = row_units<scalar_t>(kHiddenBlock);
   const int64_t C = args.C, out_stride = round_up(C, kPanel);
-  const int64_t panel_stride = num_units<scalar_t>(args.hidden) * kPanel;
-  float* sums = scratch;                          // [kGeluRows, kTileColumns]
-  float* out = sums + kHiddenScratchSize;         // [rows, out_stride]
-  float* hidden = out + rows * out_stride;        // [rows, hidden_stride]
-  float* tokens = hidden + rows * hidden_stride;  // [rows, num_units(C)]
+  float* sums = scratch;                             // [kGeluRows, kGeluColumns]
+  float* out = sums + kHiddenScratchSize<scalar_t>;  // [rows, out_stride]
+  float* hidden = out + rows * out_stride;           // [rows, hidden_stride]
+  float* tokens = hidden + rows * hidden_stride;     // [rows, row_units(C)]
   layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
     hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums);
     gemm<scalar_t>(rows, C, num_units<scalar_t>(count), hidden, hidden_stride,
-                   args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel, panel_stride, out,
-                   out_stride, /*accumulate=*/h > 0);
+                   args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
+                   args.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
   }
-  add_residual(out, out_stride, args.fc2.bias, rows, C, x, C);
+  add_residual<scalar_t>(args.fc2, 0, C, rows, out, out_stride, x, C);
 }
 
 #endif  // PVT_BODY_MLP_BLOCK

@@ -33,24 +33,23 @@ void run_columns(const MlpArgs& args, int64_t rows, float* x) {
   const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
   const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
-  const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
-  const int64_t C_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.C);
-  const int64_t hidden_units = PVT_BEST_LEVEL(num_units<scalar_t>)(args.hidden);
-  const int64_t per_unit = PVT_BEST_LEVEL(Operand<scalar_t>::kPerUnit);
+  const auto row_units = PVT_BEST_LEVEL(row_units<scalar_t>);
+  const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>), tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t C_units = row_units(args.C), hidden_units = row_units(args.hidden);
   float* tokens = thread_scratch<Scratch::kShared>(rows * (C_units + hidden_units));
   float* hidden = tokens + rows * C_units;
 
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     normalise(x + begin * args.C, args.C, end - begin, args.C, args.norm, tokens + begin * C_units);
   });
-  parallel_tasks((args.hidden + tile - 1) / tile, [&](int64_t task) {
-    const int64_t begin = task * tile;
-    up(args, tokens, rows, begin, std::min(tile, args.hidden - begin), hidden + begin / per_unit,
-       hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize)));
+  parallel_tasks((args.hidden + width - 1) / width, [&](int64_t task) {
+    const int64_t begin = task * width;
+    up(args, tokens, rows, begin, std::min(width, args.hidden - begin), hidden + row_units(begin),
+       hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize<scalar_t>)));
   });
   parallel_tasks((args.C + tile - 1) / tile, [&](int64_t task) {
     const int64_t begin = task * tile;
-    down(args.fc2, hidden, rows, hidden_units, begin, std::min(tile, args.C - begin), x, args.C,
+    down(args.fc2, hidden, rows, args.hidden, begin, std::min(tile, args.C - begin), args.C, x,
          thread_scratch(rows * tile));
   });
 }
@@ -75,8 +74,8 @@ void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias
   MlpArgs args;
   args.C = s.C, args.hidden = s.hidden;
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
-  args.fc1 = {packed_data(fc1), fc1_b.data()};
-  args.fc2 = {packed_data(fc2), fc2_b.data()};
+  args.fc1 = linear_args(fc1, fc1_b);
+  args.fc2 = linear_args(fc2, fc2_b);
   const RowTiles tiles(s.rows);
   float* data = static_cast<float*>(x.mutable_data_ptr());
   dispatch_packed_dtype(fc1_weight.scalar_type(), [&](auto type) {

@@ -6,10 +6,11 @@
 
 // Rows [begin, begin + rows) of out <- LayerNorm(sums + bias) + position
 //   sums: [rows, round_up(C, kPanel)], of these rows   position: [N, C] or null   out: [B * N, C]
+template <class scalar_t>
 inline void finish_patches(const PatchArgs& args, float* sums, int64_t begin, int64_t rows,
                            const float* position, float* out) {
   const int64_t C = args.C_out, N = args.out_H * args.out_W, stride = round_up(C, kPanel);
-  add_bias(sums, stride, args.conv.bias, rows, C);
+  complete<scalar_t>(args.conv, 0, C, rows, sums, stride);
   if (position == nullptr) {
     layer_norm_rows(sums, stride, rows, C, args.norm, out + begin * C, C);
     return;

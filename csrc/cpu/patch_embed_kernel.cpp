@@ -38,16 +38,19 @@ Tensor patch_embed_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias
   args.kernel_size = kernel_size, args.stride = stride, args.padding = padding;
   args.batch_stride = x.stride(0), args.channel_stride = x.stride(1);
   args.row_stride = x.stride(2), args.column_stride = x.stride(3);
-  args.conv = {packed_data(packed), bias_.data()};
+  args.conv = linear_args(packed, bias_);
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
   const Vector position_(position.value_or(bias));
-  const auto finish = PVT_BEST_LEVEL(finish_patches);
+  const float* pixels = static_cast<const float*>(x.const_data_ptr());
+  const float* table = position.has_value() ? position_.data() : nullptr;
   float* tokens = static_cast<float*>(out.mutable_data_ptr());
-  convolve(args, s.B, weight.scalar_type(), static_cast<const float*>(x.const_data_ptr()),
-           [&](int64_t row, int64_t count, float* sums) {
-             finish(args, sums, row, count, position.has_value() ? position_.data() : nullptr,
-                    tokens);
-           });
+  dispatch_packed_dtype(weight.scalar_type(), [&](auto type) {
+    using scalar_t = decltype(type);
+    const auto finish = PVT_BEST_LEVEL(finish_patches<scalar_t>);
+    convolve<scalar_t>(args, s.B, pixels, [&](int64_t row, int64_t count, float* sums) {
+      finish(args, sums, row, count, table, tokens);
+    });
+  });
   return out;
 }
 

@@ -39,11 +39,11 @@ inline void pool_cell(const PoolArgs& args, const float* x, int64_t y, int64_t w
 }
 
 // units <- gelu(LayerNorm(sums + bias))
-//   sums: [rows, round_up(C, kPanel)]   units: [rows, num_units(C)]
+//   sums: [rows, round_up(C, kPanel)]   units: [rows, row_units(C)]
 template <class scalar_t>
 inline void finish_pooling(const PatchArgs& args, float* sums, int64_t rows, float* units) {
-  const int64_t C = args.C_out, stride = round_up(C, kPanel), depth = num_units<scalar_t>(C);
-  add_bias(sums, stride, args.conv.bias, rows, C);
+  const int64_t C = args.C_out, stride = round_up(C, kPanel), depth = row_units<scalar_t>(C);
+  complete<scalar_t>(args.conv, 0, C, rows, sums, stride);
   layer_norm_rows(sums, stride, rows, C, args.norm, sums, stride);
   for (int64_t i = 0; i < rows; ++i) {
     float* row = sums + i * stride;

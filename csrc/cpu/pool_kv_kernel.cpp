@@ -25,7 +25,7 @@ template <class scalar_t>
 void run(const PoolArgs& pool, const PatchArgs& conv, const LinearArgs& kv, int64_t images,
          const float* x, float* out) {
   const int64_t C = pool.C, P = pool.pool_size, rows = images * P * P;
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
+  const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(C);
   float* tokens = thread_scratch<Scratch::kShared>(rows * (depth + C));
   float* cells = tokens + rows * depth;  // [rows, C]
 
@@ -37,10 +37,9 @@ void run(const PoolArgs& pool, const PatchArgs& conv, const LinearArgs& kv, int6
               thread_scratch(scratch));
   });
   const auto finish = PVT_BEST_LEVEL(finish_pooling<scalar_t>);
-  convolve(conv, images, torch::headeronly::CppTypeToScalarType<scalar_t>::value, cells,
-           [&](int64_t row, int64_t count, float* sums) {
-             finish(conv, sums, count, tokens + row * depth);
-           });
+  convolve<scalar_t>(conv, images, cells, [&](int64_t row, int64_t count, float* sums) {
+    finish(conv, sums, count, tokens + row * depth);
+  });
   project_kv<scalar_t>(kv, tokens, rows, C, out);
 }
 
@@ -73,7 +72,7 @@ Tensor pool_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
   conv.kernel_size = conv.stride = 1;
   conv.batch_stride = pool_size * pool_size * s.C, conv.row_stride = pool_size * s.C;
   conv.column_stride = s.C, conv.channel_stride = 1;
-  conv.conv = {packed_data(sr), sr_b.data()};
+  conv.conv = linear_args(sr, sr_b);
   conv.norm = {sr_norm_w.data(), sr_norm_b.data(), static_cast<float>(sr_eps)};
   const float* in = static_cast<const float*>(tokens.const_data_ptr());
   float* keys = static_cast<float*>(out.mutable_data_ptr());
@@ -81,7 +80,7 @@ Tensor pool_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
     const int64_t per_image = pool_size * pool_size * s.C;
     const int64_t at_once = images_at_once(s.B, 2 * per_image);
     for (int64_t b = 0; b < s.B; b += at_once) {
-      run<decltype(type)>(pool, conv, {packed_data(kv), kv_b.data()}, std::min(at_once, s.B - b),
+      run<decltype(type)>(pool, conv, linear_args(kv, kv_b), std::min(at_once, s.B - b),
                           in + b * H * W * s.C, keys + b * 2 * per_image);
     }
   });

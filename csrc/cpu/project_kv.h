@@ -13,19 +13,19 @@
 
 namespace pvt {
 
-// out <- kv(tokens)   tokens: [rows, num_units(C)] units   out: [rows, 2 * C]
+// out <- kv(tokens)   tokens: [rows, row_units(C)]   out: [rows, 2 * C]
 // In tiles of rows and columns: no weight is read twice by few rows, no row is left waiting.
 template <class scalar_t>
 void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t C, float* out) {
   const auto linear = PVT_BEST_LEVEL(store_linear_columns<scalar_t>);
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(C);
+  const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(C);
   const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * C;
   const int64_t column_tiles = (size + width - 1) / width;
   const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;
   parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
     const int64_t tile = task / column_tiles, column = task % column_tiles * width;
     const int64_t begin = tile * rows / row_tiles, end = (tile + 1) * rows / row_tiles;
-    linear(kv, tokens + begin * depth, end - begin, depth, column, std::min(width, size - column),
+    linear(kv, tokens + begin * depth, end - begin, C, column, std::min(width, size - column),
            size, out + begin * size, thread_scratch(RowTiles::kMaxHeight * width));
   });
 }

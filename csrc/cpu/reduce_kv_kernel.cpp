@@ -25,7 +25,7 @@ template <class scalar_t>
 void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, const Tensor& x,
          int64_t first, Tensor& out) {
   const int64_t rows = s.B * s.kv_len();
-  const int64_t depth = PVT_BEST_LEVEL(num_units<scalar_t>)(s.C);
+  const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(s.C);
   const float* x_data = static_cast<const float*>(x.const_data_ptr()) + first * x.stride(0);
   float* out_data = static_cast<float*>(out.mutable_data_ptr()) + first * s.kv_len() * 2 * s.C;
   float* tokens = thread_scratch<Scratch::kShared>(rows * depth);
@@ -38,8 +38,7 @@ void run(const ReductionShape& s, const PatchArgs& args, const LinearArgs& kv, c
     });
   } else {
     const auto finish = PVT_BEST_LEVEL(finish_reduction<scalar_t>);
-    constexpr ScalarType dtype = torch::headeronly::CppTypeToScalarType<scalar_t>::value;
-    convolve(args, s.B, dtype, x_data, [&](int64_t row, int64_t count, float* sums) {
+    convolve<scalar_t>(args, s.B, x_data, [&](int64_t row, int64_t count, float* sums) {
       finish(args, sums, count, tokens + row * depth);
     });
   }
@@ -81,7 +80,7 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
   const Vector sr_b(sr_bias.value_or(kv_bias)), sr_norm_w(sr_norm_weight.value_or(norm_weight)),
       sr_norm_b(sr_norm_bias.value_or(norm_bias));
   if (reduces) {
-    args.conv = {packed_data(sr), sr_b.data()};
+    args.conv = linear_args(sr, sr_b);
     args.norm = {sr_norm_w.data(), sr_norm_b.data(), static_cast<float>(sr_eps)};
   }
   dispatch_packed_dtype(kv_weight.scalar_type(), [&](auto type) {
@@ -89,7 +88,7 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
     for (int64_t b = 0; b < s.B; b += at_once) {
       ReductionShape part = s;
       part.B = std::min(at_once, s.B - b);
-      run<decltype(type)>(part, args, {packed_data(kv), kv_b.data()}, tokens, b, out);
+      run<decltype(type)>(part, args, linear_args(kv, kv_b), tokens, b, out);
     }
   });
   return out;

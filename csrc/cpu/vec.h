@@ -16,6 +16,8 @@ constexpr int kTileVecs = 2;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));
 
 inline Vec load(const float* p) {
   Vec v;
@@ -102,6 +104,34 @@ inline float reduce_max(Vec v) {
     best = best > parts[0][i] ? best : parts[0][i];
   }
   return best;
+}
+
+// The lanes' sum modulo 2^32.
+inline uint32_t reduce_add(IntVec v) {
+  typedef uint32_t Quad __attribute__((vector_size(16)));
+  Quad parts[kLanes / 4];
+  __builtin_memcpy(parts, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) {
+    parts[0] += parts[i];
+  }
+  return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
+}
+
+// The largest lane of the bits of floats without sign: the largest float, or NaN if there is one.
+inline float reduce_max_bits(IntVec v) {
+  typedef int32_t Quad __attribute__((vector_size(16)));
+  Quad parts[kLanes / 4];
+  __builtin_memcpy(parts, &v, sizeof v);
+  for (int i = 1; i < kLanes / 4; ++i) {
+    parts[0] = parts[0] > parts[i] ? parts[0] : parts[i];
+  }
+  int32_t bits = parts[0][0];
+  for (int i = 1; i < 4; ++i) {
+    bits = bits > parts[0][i] ? bits : parts[0][i];
+  }
+  float largest;
+  __builtin_memcpy(&largest, &bits, sizeof largest);
+  return largest;
 }
 
 // exp(x) for x <= 0, within 1.5 units in the last place down to x = -87.3; 0 below that, NaN for
