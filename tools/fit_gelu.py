@@ -3,7 +3,8 @@
     python tools/fit_gelu.py > csrc/cpu/gelu_table.h
 
 GELU(x) = x Phi(x) = x / 2 + |x| g(|x|) with g(a) = Phi(a) - 1/2, which rises from 0 to 1/2. Two
-forms of g, for processors with and without a 32-entry table lookup. mpmath comes with torch.
+forms of g, for processors with and without a 32-entry table lookup, and one of Phi for results that
+are rounded to 8 bits or to bfloat16. mpmath comes with torch.
 """
 
 import mpmath as mp
@@ -34,6 +35,25 @@ def pieces() -> list[list[mp.mpf]]:
         list(mp.lu_solve(powers, mp.matrix([g(WIDTH * i + u) for u in nodes])))
         for i in range(INTERVALS)
     ]
+
+
+def coarse_pieces() -> list[list[mp.mpf]]:
+    """Phi(k / 4 + u), 0 <= u < 1/4, as a parabola in u, at index k modulo 32 for -16 <= k < 16.
+
+    Exact at the Chebyshev nodes; at the ends of the range 0 and 1, what Phi is taken for beyond.
+    """
+    table: list[list[mp.mpf]] = [[]] * INTERVALS
+    for k in range(-INTERVALS // 2, INTERVALS // 2):
+        nodes = [WIDTH / 2 * (1 + mp.cos(mp.pi * (2 * i + 1) / 6)) for i in range(3)]
+        if k == INTERVALS // 2 - 1:
+            nodes[0] = WIDTH
+        if k == -INTERVALS // 2:
+            nodes[2] = mp.mpf(0)
+        x = [WIDTH * k + u for u in nodes]
+        values = [mp.mpf(v > 0) if abs(v) == 4 else mp.ncdf(v) for v in x]
+        powers = mp.matrix([[u**d for d in range(3)] for u in nodes])
+        table[k % INTERVALS] = list(mp.lu_solve(powers, mp.matrix(values)))
+    return table
 
 
 def rational(degree: int = 5) -> tuple[list[mp.mpf], list[mp.mpf]]:
@@ -87,6 +107,12 @@ def main() -> None:
     print(f"// g(i / 4 + u) = sum_d kGeluPieces[d][i] u^d for |u| <= 1/8, i < {INTERVALS}")
     print(f"alignas(64) constexpr float kGeluPieces[{DEGREE + 1}][{INTERVALS}] = {{")
     for d in range(DEGREE + 1):
+        print("    {\n" + array([piece[d] for piece in table], " " * 8) + "},")
+    print("};\n")
+    table = coarse_pieces()
+    print("// Phi(k / 4 + u) = sum_d kPhiPieces[d][k mod 32] u^d for 0 <= u < 1/4, -16 <= k < 16")
+    print(f"alignas(64) constexpr float kPhiPieces[3][{INTERVALS}] = {{")
+    for d in range(3):
         print("    {\n" + array([piece[d] for piece in table], " " * 8) + "},")
     print("};\n")
     p, q = rational()

@@ -52,8 +52,7 @@ inline void attention_rows(const AttentionArgs& args, const float* packed, float
   float* attend_scratch = tokens + rows * depth;
   layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   linear_columns<scalar_t>(args.q, tokens, rows, C, 0, C, q, stride);
-  const int64_t head_size =
-      packed_head_size<AttentionType<scalar_t>>(args.kv_len, args.head_dim);
+  const int64_t head_size = packed_head_size<AttentionType<scalar_t>>(args.kv_len, args.head_dim);
   for (int64_t h = 0; h < args.num_heads; ++h) {
     attend_one_head<scalar_t>(args, h, q, packed + h * head_size, rows, attend_scratch);
   }

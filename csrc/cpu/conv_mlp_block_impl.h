@@ -13,7 +13,7 @@
 //   out[w][c] <- gelu(bias[c] + sum_{i,j} rows[i][w + j - 1][c] * taps[i * 3 + j][c])
 //   rows: the row above, this one and the one below, each [W, kTileColumns]
 //   taps: [9], tap_stride apart   out: rows out_stride apart
-template <class Element>
+template <class scalar_t, class Element>
 inline void convolve_grid_row(const float* const* rows, int64_t W, int64_t columns,
                               const float* taps, int64_t tap_stride, const float* bias,
                               Element* out, int64_t out_stride) {
@@ -25,7 +25,7 @@ inline void convolve_grid_row(const float* const* rows, int64_t W, int64_t colum
       tap[t] = load_floats(taps + t * tap_stride + c, count);
     }
     const auto emit = [&](Vec sum, int64_t w) {
-      store_floats(gelu(sum), count, out + w * out_stride + c);
+      store_floats(gelu_before<scalar_t>(sum), count, out + w * out_stride + c);
     };
     const Vec start = load_floats(bias + c, count);
     Vec before = start, here = start;  // sums of the tokens left of column w, and of its own
@@ -100,8 +100,8 @@ inline void hidden_after_convolution(const ConvMlpArgs& args, const float* const
                                      int64_t begin, int64_t columns,
                                      const HiddenRows<scalar_t>& hidden, int64_t row,
                                      int64_t column) {
-  convolve_grid_row(rows, args.W, columns, args.taps + begin, args.mlp.hidden,
-                    args.conv_bias + begin, hidden.at(row, column), hidden.stride());
+  convolve_grid_row<scalar_t>(rows, args.W, columns, args.taps + begin, args.mlp.hidden,
+                              args.conv_bias + begin, hidden.at(row, column), hidden.stride());
 }
 
 // Floats of working memory that hidden_columns_of_images() needs.
@@ -163,11 +163,11 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
   const int64_t hidden_stride = row_units<scalar_t>(kHiddenBlock);
   const int64_t out_stride = round_up(C, kPanel), row_size = W * kTileColumns;
   const int64_t step = rows_per_step(args, band.end - band.begin);
-  float* tokens = scratch;                         // [step + 2, W, depth]
-  float* sums = tokens + (step + 2) * W * depth;   // [step + 2, W, kTileColumns]
-  float* units = sums + (step + 2) * row_size;     // [step, W, hidden_stride]
-  float* out = units + step * W * hidden_stride;   // [step, W, out_stride]
-  float* waiting = out + step * W * out_stride;    // [step, W, kHiddenBlock], see HiddenRows
+  float* tokens = scratch;                        // [step + 2, W, depth]
+  float* sums = tokens + (step + 2) * W * depth;  // [step + 2, W, kTileColumns]
+  float* units = sums + (step + 2) * row_size;    // [step, W, hidden_stride]
+  float* out = units + step * W * hidden_stride;  // [step, W, out_stride]
+  float* waiting = out + step * W * out_stride;   // [step, W, kHiddenBlock], see HiddenRows
   float* kept_rows = waiting + HiddenRows<scalar_t>::waiting_size(step * W);  // two of every tile
   const HiddenRows<scalar_t> hidden{units, hidden_stride, waiting};
 

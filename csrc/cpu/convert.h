@@ -72,7 +72,11 @@ inline void from_float(const float* src, int64_t count, Half* dst) {
   }
 }
 
-// A whole vector of them, or its first `count` lanes where that is less; the others are zero.
+// A whole vector of them.
+inline Vec load_floats(const float* src) {
+  return load(src);
+}
+
 template <class scalar_t>
 inline Vec load_floats(const scalar_t* src) {
   float values[kLanes];
@@ -80,21 +84,56 @@ inline Vec load_floats(const scalar_t* src) {
   return load(values);
 }
 
-template <class scalar_t>
-inline Vec load_floats(const scalar_t* src, int64_t count) {
-  if (count >= kLanes) {
-    return load_floats(src);
-  }
-  float values[kLanes] = {};
-  to_float(src, count, values);
-  return load(values);
+inline void store_floats(Vec v, float* dst) {
+  store(dst, v);
 }
+
+#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+inline void store_floats(Vec v, BFloat16* dst) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(dst, &rounded, sizeof rounded);
+}
+#endif
 
 template <class scalar_t>
 inline void store_floats(Vec v, scalar_t* dst) {
   float values[kLanes];
   store(values, v);
   from_float(values, kLanes, dst);
+}
+
+// The same of the first `count` lanes where that is less; in a register the others are zero. Floats
+// are not copied one by one: a call in a loop makes compilers keep its vectors in memory.
+inline Vec load_floats(const float* src, int64_t count) {
+  if (count >= kLanes) {
+    return load(src);
+  }
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), src);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  return (Vec)_mm256_maskload_ps(src, (__m256i)lanes_before(count));
+#else
+  Vec v{};
+  for (int i = 0; i < count; ++i) {
+    v[i] = src[i];
+  }
+  return v;
+#endif
+}
+
+inline void store_floats(Vec v, int64_t count, float* dst) {
+  if (count >= kLanes) {
+    return store(dst, v);
+  }
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  _mm512_mask_storeu_ps(dst, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  _mm256_maskstore_ps(dst, (__m256i)lanes_before(count), (__m256)v);
+#else
+  for (int i = 0; i < count; ++i) {
+    dst[i] = v[i];
+  }
+#endif
 }
 
 template <class scalar_t>

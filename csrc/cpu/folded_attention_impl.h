@@ -45,8 +45,7 @@ template <class scalar_t>
 inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* rows) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
   for (int64_t d = 0; d < args.head_dim; ++d) {
-    const float* column =
-        args.q.weight + panel_offset(h * args.head_dim + d, args.q.panel_stride);
+    const float* column = args.q.weight + panel_offset(h * args.head_dim + d, args.q.panel_stride);
     for (int64_t c = 0; c < args.C; ++c) {
       const float* unit = column + c / per_unit * kPanel;
       float* weight = rows + c * args.head_dim + d;
@@ -165,7 +164,7 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
   float* out = p + rows * value_depth;  // [rows, width]
   layer_norm_to_units<Type>(x, C, rows, C, args.norm, tokens);
   gemm<Type>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
-                 /*accumulate=*/false);
+             /*accumulate=*/false);
   add_bias(s, slots, bias, rows, slots);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t h = 0; h < args.num_heads; ++h) {
@@ -182,7 +181,7 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
     Operand<Type>::to_units(s + i * slots, slots, p + i * value_depth);
   }
   gemm<Type>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
-                 value_depth * kPanel, out, width, /*accumulate=*/false);
+             value_depth * kPanel, out, width, /*accumulate=*/false);
   // The values have the scale of proj; what is left is its bias.
   add_residual<Type>(args.proj, 0, C, rows, out, width, x, C);
 }

@@ -5,6 +5,9 @@
 //
 // The error is below 2.4e-7 max(|x|, 1/2), and beyond |x| = 5.65 the result is x or 0 to the last
 // bit. As in torch, -inf gives NaN (it is inf * 0).
+//
+// coarse_gelu() takes half of the time. Its error, below 4e-5 max(|x|, 1/2), is a fiftieth of what
+// rounding the result to bfloat16 adds, or an eightieth of a step of 8-bit integers.
 
 #ifndef PVT_BODY_GELU
 #define PVT_BODY_GELU
@@ -36,6 +39,23 @@ inline Vec gelu(Vec x) {
   return fmadd(a, g, x * 0.5f);
 }
 
+// Phi is a parabola in each of 32 pieces of [-4, 4), 0 and 1 outside.
+inline Vec coarse_gelu(Vec x) {
+  constexpr float kRound = 1.5f * (1 << 21);
+  // With a NaN, both give their second operand. (Without the masks, GCC 12 warns of its own
+  // header.)
+  const __m512 raised = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-4.f), (__m512)x);
+  const __m512 clamped = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(3.9999998f), raised);
+  const __m512 shifted = _mm512_maskz_add_round_ps(0xffff, clamped, _mm512_set1_ps(kRound),
+                                                   _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const Vec u = (Vec)clamped - ((Vec)shifted - kRound);
+  const __m512i piece = (__m512i)shifted;
+  Vec phi = lookup(kPhiPieces[2], piece);
+  phi = fmadd(phi, u, lookup(kPhiPieces[1], piece));
+  phi = fmadd(phi, u, lookup(kPhiPieces[0], piece));
+  return x * phi;
+}
+
 #else
 
 inline Vec gelu(Vec x) {
@@ -52,6 +72,20 @@ inline Vec gelu(Vec x) {
   return fmadd(a, g, x * 0.5f);
 }
 
+inline Vec coarse_gelu(Vec x) {
+  return gelu(x);
+}
+
 #endif
+
+// GELU on the way to a product in scalar_t.
+template <class scalar_t>
+inline Vec gelu_before(Vec x) {
+  if constexpr (sizeof(scalar_t) < sizeof(float)) {
+    return coarse_gelu(x);
+  } else {
+    return gelu(x);
+  }
+}
 
 #endif  // PVT_BODY_GELU

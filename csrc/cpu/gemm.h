@@ -26,11 +26,13 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 //   for integers, float, of which units are made afterwards
 //   kHeader: units before every kSumBlock inputs of a left-hand row
 //   kSteps: multiply-adds per unit; step s multiplies left_part(a, s) by right_part(b, s)
+//   Sum: a vector of sums
 //   first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
 //   end
 template <class scalar_t>
 struct Operand {
   using Element = float;
+  using Sum = Vec;
   static constexpr int kPerUnit = 1;
   static constexpr int kHeader = 0;
   static constexpr int kSteps = 1;
@@ -59,6 +61,7 @@ struct Operand {
 template <>
 struct Operand<BFloat16> {
   using Element = BFloat16;
+  using Sum = Vec;
   static constexpr int kPerUnit = 2;
   static constexpr int kHeader = 0;
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
@@ -129,6 +132,7 @@ struct Operand<BFloat16> {
 template <>
 struct Operand<int8_t> {
   using Element = float;
+  using Sum = IntVec;
   static constexpr int kPerUnit = 4;
   static constexpr int kHeader = 2;
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
@@ -136,8 +140,8 @@ struct Operand<int8_t> {
 
   static Vec left_part(Vec unit, int /*step*/) { return unit; }
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) {
-    return (Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
+  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
+    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
   }
 #elif PVT_LEVEL >= PVT_LEVEL_AVX2
   // Two of the four in each step, as 16-bit integers. (The instruction for bytes would saturate.)
@@ -150,11 +154,11 @@ struct Operand<int8_t> {
   static Vec right_part(Vec unit, int step) {
     return (Vec)((step == 0 ? (IntVec)unit : (IntVec)unit >> 8) & 0x00ff00ff);
   }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) {
+  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
 #if PVT_LEVEL >= PVT_LEVEL_AVX512
-    return (Vec)((IntVec)sum + (IntVec)_mm512_madd_epi16((__m512i)left, (__m512i)right));
+    return sum + (IntVec)_mm512_madd_epi16((__m512i)left, (__m512i)right);
 #else
-    return (Vec)((IntVec)sum + (IntVec)_mm256_madd_epi16((__m256i)left, (__m256i)right));
+    return sum + (IntVec)_mm256_madd_epi16((__m256i)left, (__m256i)right);
 #endif
   }
 #else
@@ -164,49 +168,82 @@ struct Operand<int8_t> {
     return (Vec)((IntVec)((UintVec)unit << (24 - 8 * step)) >> 24);
   }
   static Vec right_part(Vec unit, int step) { return (Vec)(((IntVec)unit >> 8 * step) & 255); }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) {
-    return (Vec)((IntVec)sum + (IntVec)left * (IntVec)right);
+  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
+    return sum + (IntVec)left * (IntVec)right;
   }
 #endif
-  static Vec first_sum(const float* header) { return broadcast(header[1]); }
-  static Vec total(Vec sum, const float* header) {
-    return __builtin_convertvector((IntVec)sum, Vec) * header[0];
+  static IntVec first_sum(const float* header) { return (IntVec)broadcast(header[1]); }
+  static Vec total(IntVec sum, const float* header) {
+    return __builtin_convertvector(sum, Vec) * header[0];
   }
 
   // A whole row: blocks of kSumBlock inputs with their headers.
   static void to_units(const float* src, int64_t count, float* units) {
     for (int64_t k = 0; k < count; k += kSumBlock, units += kHeader + kSumBlock / kPerUnit) {
-      quantise_block(src + k, count - k < kSumBlock ? count - k : kSumBlock, units);
+      const int64_t size = count - k < kSumBlock ? count - k : kSumBlock;
+      IntVec largest{};
+      for (int64_t i = 0; i < size; i += kLanes) {
+        largest = larger(largest, load_floats(src + k + i, size - i));
+      }
+      block_to_units(src + k, size, largest, units);
     }
   }
 
- private:
-  static void quantise_block(const float* src, int64_t count, float* units) {
-    IntVec largest{};  // as integers, so that a NaN is the largest
-    for (int64_t k = 0; k < count; k += kLanes) {
-      const IntVec magnitude = (IntVec)load_floats(src + k, count - k) & 0x7fffffff;
-      largest = magnitude > largest ? magnitude : largest;
-    }
+  // The larger magnitudes, as the integers that their bits are: a NaN is the largest.
+  static IntVec larger(IntVec largest, Vec v) {
+    const IntVec magnitude = (IntVec)v & 0x7fffffff;
+    return magnitude > largest ? magnitude : largest;
+  }
+
+  // A block of at most kSumBlock inputs, whose largest magnitude is among the lanes of `largest`.
+  static void block_to_units(const float* src, int64_t count, IntVec largest, float* units) {
     const float limit = reduce_max_bits(largest);
-    const float inverse = limit > 1e-30f ? 127.f / limit : 0.f;
-    // Adding it rounds to an integer, which is then in the lowest byte.
-    constexpr float kRound = 12582912.f;
-    constexpr uint32_t kRoundBits = 0x4b400000;
-    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+    const Vec inverse = broadcast(limit > 1e-30f ? 127.f / limit : 0.f);
     int8_t* bytes = reinterpret_cast<int8_t*>(units + kHeader);
     IntVec sums{};
-    for (int64_t k = 0; k < count; k += kLanes) {
-      const Vec value = load_floats(src + k, count - k);
-      const IntVec rounded = (IntVec)fmadd(value, broadcast(inverse), broadcast(kRound));
+    int64_t k = 0;
+    for (; k + kLanes <= count; k += kLanes) {
+      const IntVec rounded = round(load(src + k), inverse);
+      store_bytes(rounded, bytes + k);
       sums += rounded;
-      const Bytes narrow = __builtin_convertvector(rounded, Bytes);
-      __builtin_memcpy(bytes + k, &narrow, count - k < kLanes ? round_up(count - k, kPerUnit) : kLanes);
     }
-    const uint32_t rounding = static_cast<uint32_t>(round_up(count, kLanes)) * kRoundBits;
-    const int32_t offset = -128 * static_cast<int32_t>(reduce_add(sums) - rounding);
+    if (k < count) {
+      const IntVec rounded = round(load_floats(src + k, count - k), inverse);
+      int8_t rest[kLanes];
+      store_bytes(rounded, rest);
+      __builtin_memcpy(bytes + k, rest, round_up(count - k, kPerUnit));
+      sums += rounded;
+    }
+    const uint32_t excess = static_cast<uint32_t>(round_up(count, kLanes)) * kRoundBits;
+    const int32_t offset = -128 * static_cast<int32_t>(reduce_add(sums) - excess);
     units[0] = limit / 127.f;
     __builtin_memcpy(units + 1, &offset, sizeof offset);
   }
+
+ private:
+  static constexpr float kRound = 12582912.f;  // adding it rounds to an integer, in the lowest byte
+  static constexpr uint32_t kRoundBits = 0x4b400000;
+
+  // dst <- the lowest byte of every lane. (GCC 12 takes __builtin_convertvector apart.)
+  static void store_bytes(IntVec v, int8_t* dst) {
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst),
+                     _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+    const __m256i order =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                         -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8((__m256i)v, order);
+    _mm_storel_epi64(
+        reinterpret_cast<__m128i*>(dst),
+        _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+#else
+    for (int i = 0; i < kLanes; ++i) {
+      dst[i] = static_cast<int8_t>(v[i]);
+    }
+#endif
+  }
+  static IntVec round(Vec v, Vec inverse) { return (IntVec)fmadd(v, inverse, broadcast(kRound)); }
 };
 
 // Units that hold `count` inputs.
@@ -229,8 +266,8 @@ inline int64_t packed_size(int64_t K, int64_t columns) {
 }
 
 // Where column j is, from column 0 of panels that are panel_stride units apart.
-constexpr int64_t panel_offset(int64_t j, int64_t panel_stride) {
-  return j / kPanel * panel_stride + j % kPanel;
+constexpr int64_t panel_offset(uint64_t j, int64_t panel_stride) {
+  return static_cast<int64_t>(j / kPanel) * panel_stride + static_cast<int64_t>(j % kPanel);
 }
 
 // c = (accumulate ? c : 0) + a b   for any number of rows and of columns

@@ -3,8 +3,8 @@
 #include "cpu/gemm.h"
 
 // c[i][0:kVecs] = (accumulate ? c[i] : 0) + sum_k a[i][k] * b[k]   for i < kRows, k < K units
-//   a: rows a_stride units apart, each with its header   b: first column of the tile in its panel; panels are
-//   panel_stride units apart   c: rows c_stride apart
+//   a: rows a_stride units apart, each with its header   b: first column of the tile in its panel;
+//   panels are panel_stride units apart   c: rows c_stride apart
 // The sum over k starts at zero and is added to c at its end: long sums built block by block keep
 // the accuracy of a blocked sum. Every element is summed in the order of k whatever kRows and kVecs
 // are, so the result does not depend on how rows and columns are grouped into tiles.
@@ -13,7 +13,7 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
                       int64_t panel_stride, float* c, int64_t c_stride, bool accumulate) {
   using Op = Operand<scalar_t>;
   // Unrolled, so that sum[][] is registers and nothing else.
-  Vec sum[kRows][kVecs];
+  typename Op::Sum sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
@@ -29,7 +29,8 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
       Vec column[kVecs];
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) {
-        column[j] = Op::right_part(load(b + panel_offset(j * kLanes, panel_stride) + k * kPanel), step);
+        column[j] =
+            Op::right_part(load(b + panel_offset(j * kLanes, panel_stride) + k * kPanel), step);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
@@ -109,9 +110,8 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
       for (int64_t i = 0, height; i < rows; i += height, --tiles) {
         height = (rows - i + tiles - 1) / tiles;
         const float* block = a + i * a_stride + k / kBlock * (kBlock + kHeader);
-        gemm_tile<scalar_t>(height, vecs, depth, block, a_stride,
-                            column + k * kPanel, panel_stride, c + i * c_stride + j, c_stride,
-                            accumulate || k > 0);
+        gemm_tile<scalar_t>(height, vecs, depth, block, a_stride, column + k * kPanel, panel_stride,
+                            c + i * c_stride + j, c_stride, accumulate || k > 0);
       }
     }
   }

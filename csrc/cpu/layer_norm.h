@@ -93,12 +93,15 @@ inline void layer_norm_four_quantised(const float* const* x, int64_t C, const No
                                       float* const* units) {
   using Op = Operand<int8_t>;
   float block[kNormRows][kSumBlock];
+  IntVec largest[kNormRows] = {};
   layer_norm_four_with(x, C, norm, [&](int64_t i, int64_t c, Vec value, int64_t count) {
     store(block[i] + c % kSumBlock, value);
+    largest[i] = Op::larger(largest[i], value);
     const int64_t end = c + count, first = c / kSumBlock * kSumBlock;
     if (i == kNormRows - 1 && (end == first + kSumBlock || end == C)) {
       for (int64_t j = 0; j < kNormRows; ++j) {
-        Op::to_units(block[j], end - first, units[j] + row_units<int8_t>(first));
+        Op::block_to_units(block[j], end - first, largest[j], units[j] + row_units<int8_t>(first));
+        largest[j] = IntVec{};
       }
     }
   });

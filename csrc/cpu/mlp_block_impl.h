@@ -22,6 +22,32 @@ constexpr int64_t kGeluColumns = Operand<scalar_t>::kHeader == 0 ? kTileColumns 
 template <class scalar_t>
 constexpr int64_t kHiddenScratchSize = kGeluRows * kGeluColumns<scalar_t>;
 
+// units <- gelu(what fc1 gives for the sums of columns [begin, begin + columns) of one token)
+template <class scalar_t>
+inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns, float* sums,
+                          float* units) {
+  using Op = Operand<scalar_t>;
+  using Element = typename Op::Element;
+  Element* out = reinterpret_cast<Element*>(units);
+  IntVec largest{};
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t count = columns - c;
+    const Vec value =
+        gelu_before<scalar_t>(completed<scalar_t>(load(sums + c), fc1, begin + c, count));
+    if constexpr (Op::kHeader > 0) {
+      store(sums + c, value);
+      largest = Op::larger(largest, value);
+    } else {
+      store_floats(value, count, out + c);
+    }
+  }
+  if constexpr (Op::kHeader > 0) {
+    Op::block_to_units(sums, columns, largest, units);
+  } else if (columns % Op::kPerUnit != 0) {
+    out[columns] = Element(0.f);  // the pair of the last one
+  }
+}
+
 // hidden[:, 0:count] <- gelu(tokens fc1 + bias), columns [begin, begin + count) of the hidden layer
 //   tokens: [rows, row_units(C)]   hidden: units, rows hidden_stride apart, at the range's first
 //   begin: a multiple of kGeluColumns
@@ -37,13 +63,8 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
       multiply_columns<scalar_t>(args.fc1, tokens + i * stride, height, args.C, begin + j, columns,
                                  sums, width);
       for (int64_t r = 0; r < height; ++r) {
-        float* row = sums + r * width;
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          store(row + c, gelu(completed<scalar_t>(load(row + c), args.fc1, begin + j + c,
-                                                  columns - c)));
-        }
-        Operand<scalar_t>::to_units(row, columns,
-                                    hidden + (i + r) * hidden_stride + row_units<scalar_t>(j));
+        gelu_to_units<scalar_t>(args.fc1, begin + j, columns, sums + r * width,
+                                hidden + (i + r) * hidden_stride + row_units<scalar_t>(j));
       }
     }
   }

@@ -25,8 +25,8 @@ void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t
   parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
     const int64_t tile = task / column_tiles, column = task % column_tiles * width;
     const int64_t begin = tile * rows / row_tiles, end = (tile + 1) * rows / row_tiles;
-    linear(kv, tokens + begin * depth, end - begin, C, column, std::min(width, size - column),
-           size, out + begin * size, thread_scratch(RowTiles::kMaxHeight * width));
+    linear(kv, tokens + begin * depth, end - begin, C, column, std::min(width, size - column), size,
+           out + begin * size, thread_scratch(RowTiles::kMaxHeight * width));
   });
 }
 

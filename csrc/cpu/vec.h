@@ -50,13 +50,18 @@ inline Vec fmadd(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// The first `count` lanes of v, `other` in the rest.
-inline Vec first_lanes(Vec v, int64_t count, float other) {
+// All bits of the first `count` lanes.
+inline IntVec lanes_before(int64_t count) {
   IntVec lane;
   for (int i = 0; i < kLanes; ++i) {
     lane[i] = i;
   }
-  return lane < static_cast<int32_t>(count) ? v : broadcast(other);
+  return lane < static_cast<int32_t>(count);
+}
+
+// The first `count` lanes of v, `other` in the rest.
+inline Vec first_lanes(Vec v, int64_t count, float other) {
+  return lanes_before(count) ? v : broadcast(other);
 }
 
 // A NaN in b is kept, as torch's max does.
