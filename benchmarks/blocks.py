@@ -1,6 +1,6 @@
 """Where the time of a packed model goes: each operator beside the roof of this processor.
 
-    python -m benchmarks.blocks [pvt_small] [--dtype fp32 bf16] [--batch 1 8] [--size 224]
+    python -m benchmarks.blocks [pvt_small] [--dtype fp32 bf16 int8] [--batch 1 8] [--size 224]
         [--json FILE]
 
 The roof of an operator is the time its multiply-adds take at the peak (fma_peak.cpp) or its tensors
@@ -29,7 +29,7 @@ from benchmarks.fma_peak import FmaPeak
 from pvt_ext import PVT, pack
 from tests.models import lively
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,9 @@ inline void check_vector(const char* op, const char* name, const Tensor& vector,
   check_float_or_like(op, name, vector, x);
 }
 
-// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's dtype,
-// or bfloat16 or 8-bit integers beside a float32 x. The latter are uint8 in groups of four, and a
-// panel has one more row, its scales.
+// `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's
+// dtype, or bfloat16 or 8-bit integers beside a float32 x. The latter are uint8 in groups of four,
+// and a panel has one more row, its scales.
 inline void check_packed(const char* op, const char* name, const Tensor& weight, int64_t rows,
                          int64_t columns, const Tensor& x) {
   const bool packed = weight.dim() == 4 && weight.size(2) == kPackedColumns && weight.size(3) >= 1;

@@ -6,9 +6,9 @@ inputs of one output together, because one instruction multiplies and adds that 
 float32, 2 in bfloat16, 4 in int8. What does not fill a panel or a group is zero. The layout does
 not depend on the processor, so a packed model file runs at full speed on any.
 
-In int8 a weight is ``scale * integer`` with one scale per output and integers from -127 to 127. They
-are stored as uint8, with 128 added, and every panel has one more row, whose 64 bytes are the scales
-of its 16 outputs in float32.
+In int8 a weight is ``scale * integer`` with one scale per output and integers from -127 to 127.
+They are stored as uint8, with 128 added, and every panel has one more row, whose 64 bytes are the
+scales of its 16 outputs in float32.
 """
 
 import torch

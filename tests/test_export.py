@@ -116,18 +116,27 @@ def test_export_leaves_the_model_alone(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_bf16_takes_and_gives_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "torch_dtype", "stored"),
+    [
+        ("bf16", torch.bfloat16, {torch.bfloat16}),
+        ("int8", torch.int8, {torch.bfloat16, torch.uint8}),
+    ],
+)
+def test_narrow_files_take_and_give_float32(
+    tmp_path: Path, dtype: str, torch_dtype: torch.dtype, stored: set[torch.dtype]
+) -> None:
     model = mini()
-    metadata = export_torchscript(model, tmp_path / "a.pt", dtype="bf16")
-    assert metadata["dtype"] == "bfloat16"
+    metadata = export_torchscript(model, tmp_path / "a.pt", dtype=dtype)
+    assert metadata["dtype"] == str(torch_dtype).removeprefix("torch.")
     loaded = torch.jit.load(tmp_path / "a.pt")
     matrices = [weight for weight in loaded.state_dict().values() if weight.dim() == 4]
-    assert {weight.dtype for weight in matrices} == {torch.bfloat16}
+    assert {weight.dtype for weight in matrices} == stored
     x = batch(2, 3, 64, 64)
     with torch.inference_mode():
         out, exact = loaded(x), model(x)
         assert out.dtype == torch.float32
-        assert torch.equal(out, pack(model, torch.bfloat16)(x))
+        assert torch.equal(out, pack(model, torch_dtype)(x))
     assert 0 < (out - exact).abs().max() < 0.1 * exact.abs().max()
 
 
@@ -158,7 +167,7 @@ def test_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, int8, got 'fp8'"),
         ({"preset": "pil"}, "preset: expected one of paper, timm, hf, got 'pil'"),
         ({"labels": ["cat"]}, "labels: expected 10 names, got 1"),
         ({"labels": "ten labels"}, "labels: expected a list of names, got str"),

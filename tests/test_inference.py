@@ -28,6 +28,16 @@ def test_unpacking_gives_what_was_packed(rows, columns, dtype):
     assert packed.float().abs().sum() == pytest.approx(weight.float().abs().sum().item(), rel=1e-5)
 
 
+@given(rows=st.integers(1, 70), columns=st.integers(1, 70))
+def test_int8_weights_are_rounded_to_the_nearest_step(rows, columns):
+    weight = torch.randn(rows, columns)
+    weight[0] = 0
+    packed = pack_weight(weight, torch.int8)
+    assert packed.dtype == torch.uint8
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert ((unpack_weight(packed, rows, columns) - weight).abs() <= 0.501 * step).all()
+
+
 def test_where_a_weight_lies():
     """The layout is part of the file format."""
     weight = torch.arange(20 * 6.0).reshape(20, 6)
@@ -39,6 +49,13 @@ def test_where_a_weight_lies():
     assert packed.shape == (2, 3, 16, 2)
     assert packed[1, 1, 3].tolist() == weight[19, 2:4].tolist()
     assert packed[1, 2, 3].tolist() == [weight[19, 4], 0]
+    packed = pack_weight(weight[:, :5], torch.int8)
+    assert packed.shape == (2, 2 + 1, 16, 4)
+    assert (
+        packed[1, 0, 3].tolist() == (weight[19, :4] / weight[19, 4] * 127).round().add(128).tolist()
+    )
+    assert packed[1, 1, 3].tolist() == [127 + 128, 128, 128, 128]
+    assert packed[1, 2].view(torch.float32)[3] == weight[19, 4] / 127
     kernel = torch.randn(4, 3, 2, 2)
     matrix = unpack_weight(pack_convolution(kernel), 4, 12)
     assert torch.equal(matrix[2].reshape(2, 2, 3), kernel[2].permute(1, 2, 0))
@@ -49,7 +66,7 @@ def test_shapes_that_cannot_be_packed():
         pack_weight(torch.zeros(3))
     with pytest.raises(ValueError, match=r"weight: expected \[C_out, C_in, .* got shape \[3, 4\]"):
         pack_convolution(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"dtype: expected torch.float32 or .*, got torch.float16"):
+    with pytest.raises(ValueError, match=r"dtype: expected torch.float32, .*, got torch.float16"):
         pack(mini(), torch.float16)
 
 
@@ -85,6 +102,17 @@ def test_bfloat16_is_closer_than_pytorchs(specs):
         ours = pack(model, torch.bfloat16)(x)
         torchs = mini(specs, fused=False).bfloat16()(x.bfloat16())
     assert (ours - truth).norm() < 0.8 * (torchs - truth).norm()
+
+
+@FAMILY
+def test_int8_is_nearly_as_close_as_bfloat16(specs):
+    """Its steps are twice those of bfloat16 at the largest inputs and far larger at others."""
+    model = mini(specs)
+    x = torch.randn(16, 3, 96, 96)
+    with torch.inference_mode():
+        truth = mini(specs).double()(x.double())
+        error = relative_error(pack(model, torch.int8)(x), truth)
+    assert 1e-4 < error < 2e-2
 
 
 @FAMILY

@@ -18,8 +18,8 @@ inline Tensor unpack_weight(const Tensor& packed, int64_t rows, int64_t columns)
         call_aten("aten::view", "dtype",
                   torch::stable::contiguous(torch::stable::narrow(panels, 1, depth, 1)),
                   ScalarType::Float);
-    const Tensor offset = torch::stable::full({1}, 128.0, ScalarType::Float, std::nullopt,
-                                              packed.device());
+    const Tensor offset =
+        torch::stable::full({1}, 128.0, ScalarType::Float, std::nullopt, packed.device());
     const Tensor values =
         torch::stable::subtract(torch::stable::to(units, ScalarType::Float), offset);
     return unpack_weight(call_aten("aten::mul", "Tensor", values, scales), rows, columns);

@@ -22,7 +22,8 @@ struct LinearArgs {
 struct ReduceArgs {
   int64_t W, C, sr_ratio, out_H, out_W;
   int64_t batch_stride, token_stride;  // of x, in elements
-  LinearArgs conv;                     // packed per token of the window, see pack_four_channels
+  const float* weight;                 // packed per token of the window, see pack_four_channels
+  const float* bias;
   NormArgs norm;
 };
 

@@ -91,7 +91,8 @@ void run_folded(const Images& images, const AttentionArgs& args) {
 // Floats of the packed keys and values of one image.
 template <class scalar_t>
 int64_t packed_image_size(const SraShape& s) {
-  return s.num_heads * PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
+  return s.num_heads *
+         PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
 }
 
 // packed <- keys and values of all images, head after head
@@ -99,7 +100,8 @@ template <class scalar_t>
 void pack_heads(const Images& images, float* packed) {
   const SraShape& s = images.s;
   const auto pack = PVT_BEST_LEVEL(pack_head<AttentionType<scalar_t>, float>);
-  const int64_t head_size = PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
+  const int64_t head_size =
+      PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
     pack(images.keys(b, h), images.values(b, h), s.kv_len, s.head_dim, images.kv_stride,

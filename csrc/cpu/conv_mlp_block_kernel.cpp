@@ -52,8 +52,7 @@ void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
     const int64_t part = task / column_tiles, column = task % column_tiles * tile;
     const int64_t begin = part * rows / row_tiles, end = (part + 1) * rows / row_tiles;
     down(mlp.fc2, hidden + begin * hidden_depth, end - begin, mlp.hidden, column,
-         std::min(tile, C - column), C, x + begin * C,
-         thread_scratch(RowTiles::kMaxHeight * tile));
+         std::min(tile, C - column), C, x + begin * C, thread_scratch(RowTiles::kMaxHeight * tile));
   });
 }
 

@@ -40,8 +40,7 @@ void convolve(const PatchArgs& args, int64_t images, const float* x, const Finis
   float* sums = thread_scratch<Scratch::kSums>(rows * stride);
   parallel_for(columns, 1, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * width, last = std::min(end * width, stride);
-    convolve(args, x, 0, rows, first, last - first, sums + first, stride,
-             thread_scratch(scratch));
+    convolve(args, x, 0, rows, first, last - first, sums + first, stride, thread_scratch(scratch));
   });
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     finish(begin, end - begin, sums + begin * stride);

@@ -200,19 +200,19 @@ struct Operand<int8_t> {
     const float limit = reduce_max_bits(largest);
     const Vec inverse = broadcast(limit > 1e-30f ? 127.f / limit : 0.f);
     int8_t* bytes = reinterpret_cast<int8_t*>(units + kHeader);
-    IntVec sums{};
+    UintVec sums{};  // modulo 2^32
     int64_t k = 0;
     for (; k + kLanes <= count; k += kLanes) {
       const IntVec rounded = round(load(src + k), inverse);
       store_bytes(rounded, bytes + k);
-      sums += rounded;
+      sums += (UintVec)rounded;
     }
     if (k < count) {
       const IntVec rounded = round(load_floats(src + k, count - k), inverse);
       int8_t rest[kLanes];
       store_bytes(rounded, rest);
       __builtin_memcpy(bytes + k, rest, round_up(count - k, kPerUnit));
-      sums += rounded;
+      sums += (UintVec)rounded;
     }
     const uint32_t excess = static_cast<uint32_t>(round_up(count, kLanes)) * kRoundBits;
     const int32_t offset = -128 * static_cast<int32_t>(reduce_add(sums) - excess);

@@ -86,7 +86,7 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
     // sums <- sum over the window's tokens of token * weight
     for (int64_t t = 0; t < R * R; ++t) {
       const int64_t offset = (t / R * args.W + t % R) * args.token_stride;
-      const float* weight = args.conv.weight + t * panels * depth * kPanel;
+      const float* weight = args.weight + t * panels * depth * kPanel;
       for (int64_t i = 0; i < chunk_rows; i += kTileRows) {
         const int64_t rows = chunk_rows - i < kTileRows ? chunk_rows - i : kTileRows;
         for (int64_t j = 0; j < rows; ++j) {
@@ -97,7 +97,7 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
       }
     }
     // out <- LayerNorm(sums + bias)
-    add_bias(sums, sum_stride, args.conv.bias, chunk_rows, C);
+    add_bias(sums, sum_stride, args.bias, chunk_rows, C);
     layer_norm_rows(sums, sum_stride, chunk_rows, C, args.norm, out + chunk * C, C);
   }
 }

@@ -37,7 +37,7 @@ void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const V
   args.W = s.W, args.C = s.C, args.sr_ratio = s.sr_ratio;
   args.out_H = s.out_H(), args.out_W = s.out_W();
   args.batch_stride = x.stride(0), args.token_stride = x.stride(1);
-  args.conv = {packed_data, 0, bias.data()};
+  args.weight = packed_data, args.bias = bias.data();
   args.norm = {norm_weight.data(), norm_bias.data(), static_cast<float>(eps)};
   const auto reduce = PVT_BEST_LEVEL(reduce_rows<scalar_t>);
   const int64_t scratch_size = PVT_BEST_LEVEL(reduce_scratch_size)(s.C);

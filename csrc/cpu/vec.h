@@ -112,7 +112,7 @@ inline float reduce_max(Vec v) {
 }
 
 // The lanes' sum modulo 2^32.
-inline uint32_t reduce_add(IntVec v) {
+inline uint32_t reduce_add(UintVec v) {
   typedef uint32_t Quad __attribute__((vector_size(16)));
   Quad parts[kLanes / 4];
   __builtin_memcpy(parts, &v, sizeof v);

@@ -16,15 +16,15 @@ struct Bodies {
 
   template <class scalar_t>
   static void mlp_by_columns(const MlpArgs& args, std::vector<float>& x, int64_t rows) {
-    const int64_t hidden_units = num_units<scalar_t>(args.hidden);
-    std::vector<float> tokens(rows * num_units<scalar_t>(args.C));
+    constexpr int64_t width = kGeluColumns<scalar_t>;
+    const int64_t hidden_units = row_units<scalar_t>(args.hidden);
+    std::vector<float> tokens(rows * row_units<scalar_t>(args.C));
     layer_norm_to_units<scalar_t>(x.data(), args.C, rows, args.C, args.norm, tokens.data());
     std::vector<float> hidden(rows * hidden_units);
-    for (int64_t j = 0; j < args.hidden; j += kTileColumns) {
-      std::vector<float> sums(kHiddenScratchSize);
-      hidden_columns<scalar_t>(
-          args, tokens.data(), rows, j, std::min<int64_t>(kTileColumns, args.hidden - j),
-          hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, sums.data());
+    for (int64_t j = 0; j < args.hidden; j += width) {
+      std::vector<float> sums(kHiddenScratchSize<scalar_t>);
+      hidden_columns<scalar_t>(args, tokens.data(), rows, j, std::min(width, args.hidden - j),
+                               hidden.data() + row_units<scalar_t>(j), hidden_units, sums.data());
     }
     project<scalar_t>(args, hidden, rows, x);
   }
@@ -34,8 +34,8 @@ struct Bodies {
                       std::vector<float>& x) {
     for (int64_t j = 0; j < args.C; j += kTileColumns) {
       std::vector<float> sums(rows * kTileColumns);
-      residual_columns<scalar_t>(args.fc2, hidden.data(), rows, num_units<scalar_t>(args.hidden), j,
-                                 std::min<int64_t>(kTileColumns, args.C - j), x.data(), args.C,
+      residual_columns<scalar_t>(args.fc2, hidden.data(), rows, args.hidden, j,
+                                 std::min<int64_t>(kTileColumns, args.C - j), args.C, x.data(),
                                  sums.data());
     }
   }
@@ -58,14 +58,15 @@ struct Bodies {
   template <class scalar_t>
   static void conv_mlp_by_columns(const ConvMlpArgs& args, std::vector<float>& x) {
     const MlpArgs& mlp = args.mlp;
-    const int64_t rows = args.H * args.W, hidden_units = num_units<scalar_t>(mlp.hidden);
-    std::vector<float> tokens(rows * num_units<scalar_t>(mlp.C)), hidden(rows * hidden_units);
+    constexpr int64_t width = kGeluColumns<scalar_t>;
+    const int64_t rows = args.H * args.W, hidden_units = row_units<scalar_t>(mlp.hidden);
+    std::vector<float> tokens(rows * row_units<scalar_t>(mlp.C)), hidden(rows * hidden_units);
     layer_norm_to_units<scalar_t>(x.data(), mlp.C, rows, mlp.C, mlp.norm, tokens.data());
-    for (int64_t j = 0; j < mlp.hidden; j += kTileColumns) {
-      std::vector<float> scratch(conv_columns_scratch_size(args, 1));
-      hidden_columns_of_images<scalar_t>(
-          args, tokens.data(), 1, j, std::min<int64_t>(kTileColumns, mlp.hidden - j),
-          hidden.data() + j / Operand<scalar_t>::kPerUnit, hidden_units, scratch.data());
+    for (int64_t j = 0; j < mlp.hidden; j += width) {
+      std::vector<float> scratch(conv_columns_scratch_size<scalar_t>(args, 1));
+      hidden_columns_of_images<scalar_t>(args, tokens.data(), 1, j, std::min(width, mlp.hidden - j),
+                                         hidden.data() + row_units<scalar_t>(j), hidden_units,
+                                         scratch.data());
     }
     project<scalar_t>(mlp, hidden, rows, x);
   }
@@ -73,13 +74,14 @@ struct Bodies {
   template <class scalar_t>
   static void attention(const AttentionArgs& args, const std::vector<float>& kv,
                         std::vector<float>& x, int64_t rows) {
-    const int64_t head_size = packed_head_size<scalar_t>(args.kv_len, args.head_dim);
+    using Type = AttentionType<scalar_t>;
+    const int64_t head_size = packed_head_size<Type>(args.kv_len, args.head_dim);
     std::vector<float> packed(args.num_heads * head_size);
     for (int64_t h = 0; h < args.num_heads; ++h) {
       std::vector<float> keys(4 * args.head_dim);
       const float* k = kv.data() + h * args.head_dim;
-      pack_head<scalar_t>(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
-                          packed.data() + h * head_size, keys.data());
+      pack_head<Type>(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
+                      packed.data() + h * head_size, keys.data());
     }
     std::vector<float> scratch(attention_scratch_size<scalar_t>(args, rows));
     attention_rows<scalar_t>(args, packed.data(), x.data(), rows, scratch.data());
@@ -118,6 +120,7 @@ struct Bodies {
     std::vector<float> scratch(convolve_scratch_size<scalar_t>(args, rows));
     convolve_rows<scalar_t>(args, x.data(), 0, rows, 0, stride, sums.data(), stride,
                             scratch.data());
+    complete<scalar_t>(args.conv, 0, args.C_out, rows, sums.data(), stride);
     for (int64_t i = 0; i < rows; ++i) {
       out.insert(out.end(), sums.begin() + i * stride, sums.begin() + i * stride + args.C_out);
     }

@@ -8,6 +8,12 @@ inline void gelu_of(const float* x, int64_t count, float* y) {
   }
 }
 
+inline void coarse_gelu_of(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(y + i, coarse_gelu(load(x + i)));
+  }
+}
+
 inline void exp_of(const float* x, int64_t count, float* y) {
   for (int64_t i = 0; i < count; i += kLanes) {
     store(y + i, exp_nonpositive(load(x + i)));

@@ -65,15 +65,11 @@ std::vector<double> reduce_in_double(const Case& c, const std::vector<scalar_t>&
     }                                                                                             \
     const std::vector<float> zeros(c.C, 0.f), ones(c.C, 1.f);                                     \
     const int64_t out_H = c.H / c.sr_ratio, out_W = c.W / c.sr_ratio;                             \
-    const pvt::ReduceArgs args{c.W,                                                               \
-                               c.C,                                                               \
-                               c.sr_ratio,                                                        \
-                               out_H,                                                             \
-                               out_W,                                                             \
-                               c.H * c.W * c.C,                                                   \
-                               c.C,                                                               \
-                               {packed.data(), zeros.data()},                                     \
-                               {ones.data(), zeros.data(), kEps}};                                \
+    const pvt::ReduceArgs args{c.W,          c.C,                                                 \
+                               c.sr_ratio,   out_H,                                               \
+                               out_W,        c.H * c.W * c.C,                                     \
+                               c.C,          packed.data(),                                       \
+                               zeros.data(), {ones.data(), zeros.data(), kEps}};                  \
     std::vector<scalar_t> out(c.B* out_H* out_W* c.C);                                            \
     std::vector<float> scratch(pvt::level::reduce_scratch_size(c.C));                             \
     pvt::level::reduce_rows(args, x.data(), 0, c.B* out_H* out_W, out.data(), scratch.data());    \
