@@ -120,7 +120,10 @@ def measure(model: PVT, x: Tensor, dtype: str, duration: float, gbytes: float) -
                 "milliseconds": ms,
                 "gflops": call.flops / ms / 1e6,
                 "gbytes": call.bytes / ms / 1e6,
-                "of_roof": max(call.flops / gflops, call.bytes / gbytes) / 1e6 / ms,
+                # Without a peak (no such instruction here), what is known of the roof: memory.
+                "of_roof": max(call.flops / gflops if gflops else 0.0, call.bytes / gbytes)
+                / 1e6
+                / ms,
             }
         )
     return {"milliseconds": statistics.median(whole), "peak_gflops": gflops, "operators": rows}

@@ -18,7 +18,7 @@ inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, cons
   attend<Type>(
       packed, rows, args.kv_len, head_dim, args.scale, scratch,
       [=](int64_t row, float* units) {
-        Operand<Type>::to_units(head + row * stride, head_dim, units);
+        Operand<Type>::to_left(head + row * stride, head_dim, units);
       },
       [=](int64_t row, const float* o) {
         __builtin_memcpy(head + row * stride, o, head_dim * sizeof(float));
@@ -29,8 +29,8 @@ inline void attend_one_head(const AttentionArgs& args, int64_t h, float* q, cons
 template <class scalar_t>
 inline void rows_to_tokens(const float* rows, int64_t count, int64_t C, float* tokens) {
   for (int64_t i = 0; i < count; ++i) {
-    Operand<scalar_t>::to_units(rows + i * round_up(C, kPanel), C,
-                                tokens + i * row_units<scalar_t>(C));
+    Operand<scalar_t>::to_left(rows + i * round_up(C, kPanel), C,
+                               tokens + i * row_units<scalar_t>(C));
   }
 }
 

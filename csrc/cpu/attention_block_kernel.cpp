@@ -71,7 +71,7 @@ void run_folded(const Images& images, const AttentionArgs& args) {
   parallel_tasks(2 * s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / 2 / s.num_heads, h = task / 2 % s.num_heads;
     float* image = folded + b * image_size;
-    float* scratch = thread_scratch(PVT_BEST_LEVEL(fold_scratch_size)(args));
+    float* scratch = thread_scratch(PVT_BEST_LEVEL(fold_scratch_size<scalar_t>)(args));
     if (task % 2 == 0) {
       fold_keys(args, h, query_rows + h * head_rows, images.keys(b, h), images.kv_stride, image,
                 scratch);

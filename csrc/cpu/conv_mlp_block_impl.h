@@ -85,9 +85,9 @@ struct HiddenRows {
   void finish(int64_t rows, int64_t columns) const {
     for (int64_t i = 0; i < rows; ++i) {
       if constexpr (kQuantised) {
-        Operand<scalar_t>::to_units(at(i, 0), columns, units + i * unit_stride);
+        Operand<scalar_t>::to_left(at(i, 0), columns, units + i * unit_stride);
       } else if (columns % kPerFloat != 0) {
-        *at(i, columns) = Element(0.f);  // the pair of the last one
+        *at(i, columns) = Element{0.f};  // the pair of the last one
       }
     }
   }
@@ -213,7 +213,7 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
         __builtin_memcpy(kept, sums + count * row_size, 2 * row_size * sizeof(float));
       }
       hidden.finish(count * W, size);
-      gemm<scalar_t>(count * W, C, num_units<scalar_t>(size), units, hidden_stride,
+      gemm<scalar_t>(count * W, C, right_units<scalar_t>(size), units, hidden_stride,
                      mlp.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
                      mlp.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
     }

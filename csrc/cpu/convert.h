@@ -4,6 +4,40 @@
 
 #include "cpu/vec.h"
 
+// The first `count` lanes, or all if there are fewer; in a register the others are zero. Floats
+// are not copied one by one: a call in a loop makes compilers keep its vectors in memory.
+inline Vec load_floats(const float* src, int64_t count) {
+  if (count >= kLanes) {
+    return load(src);
+  }
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), src);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  return (Vec)_mm256_maskload_ps(src, (__m256i)lanes_before(count));
+#else
+  Vec v{};
+  for (int i = 0; i < count; ++i) {
+    v[i] = src[i];
+  }
+  return v;
+#endif
+}
+
+inline void store_floats(Vec v, int64_t count, float* dst) {
+  if (count >= kLanes) {
+    return store(dst, v);
+  }
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  _mm512_mask_storeu_ps(dst, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif PVT_LEVEL == PVT_LEVEL_AVX2
+  _mm256_maskstore_ps(dst, (__m256i)lanes_before(count), (__m256)v);
+#else
+  for (int i = 0; i < count; ++i) {
+    dst[i] = v[i];
+  }
+#endif
+}
+
 inline void to_float(const float* src, int64_t count, float* dst) {
   __builtin_memcpy(dst, src, count * sizeof(float));
 }
@@ -59,6 +93,20 @@ inline void from_float(const float* src, int64_t count, BFloat16* dst) {
   }
 }
 
+// The lanes rounded to bfloat16, as floats: to nearest, ties to even; a NaN stays one.
+inline Vec round_to_bfloat16(Vec v) {
+  const IntVec bits = (IntVec)v;
+  const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & -65536;
+  return (Vec)(v == v ? rounded : IntVec{} + 0x7fc00000);
+}
+
+inline void from_float(const float* src, int64_t count, RoundedFloat* dst) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = count - i;
+    store_floats(round_to_bfloat16(load_floats(src + i, lanes)), lanes, &dst[i].value);
+  }
+}
+
 inline void from_float(const float* src, int64_t count, Half* dst) {
   int64_t i = 0;
 #if PVT_LEVEL >= PVT_LEVEL_AVX2
@@ -102,40 +150,15 @@ inline void store_floats(Vec v, scalar_t* dst) {
   from_float(values, kLanes, dst);
 }
 
-// The same of the first `count` lanes where that is less; in a register the others are zero. Floats
-// are not copied one by one: a call in a loop makes compilers keep its vectors in memory.
-inline Vec load_floats(const float* src, int64_t count) {
-  if (count >= kLanes) {
-    return load(src);
-  }
-#if PVT_LEVEL >= PVT_LEVEL_AVX512
-  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), src);
-#elif PVT_LEVEL == PVT_LEVEL_AVX2
-  return (Vec)_mm256_maskload_ps(src, (__m256i)lanes_before(count));
-#else
-  Vec v{};
-  for (int i = 0; i < count; ++i) {
-    v[i] = src[i];
-  }
-  return v;
-#endif
+inline void store_floats(Vec v, RoundedFloat* dst) {
+  store(&dst->value, round_to_bfloat16(v));
 }
 
-inline void store_floats(Vec v, int64_t count, float* dst) {
-  if (count >= kLanes) {
-    return store(dst, v);
-  }
-#if PVT_LEVEL >= PVT_LEVEL_AVX512
-  _mm512_mask_storeu_ps(dst, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
-#elif PVT_LEVEL == PVT_LEVEL_AVX2
-  _mm256_maskstore_ps(dst, (__m256i)lanes_before(count), (__m256)v);
-#else
-  for (int i = 0; i < count; ++i) {
-    dst[i] = v[i];
-  }
-#endif
+inline void store_floats(Vec v, int64_t count, RoundedFloat* dst) {
+  store_floats(round_to_bfloat16(v), count, &dst->value);
 }
 
+// The first `count` lanes.
 template <class scalar_t>
 inline void store_floats(Vec v, int64_t count, scalar_t* dst) {
   if (count >= kLanes) {

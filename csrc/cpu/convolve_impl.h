@@ -87,11 +87,11 @@ class NormQueue {
 };
 
 // units <- positions [first, first + count) of the patches of output rows [row, row + rows), after
-// the LayerNorm of their tokens if there is one.   units: [rows, num_units(count * C_in)]
+// the LayerNorm of their tokens if there is one.   units: [rows, left_units(count * C_in)]
 template <class scalar_t>
 inline void gather_patches(const PatchArgs& args, const float* x, int64_t row, int64_t rows,
                            int64_t first, int64_t count, float* units) {
-  const int64_t stride = num_units<scalar_t>(count * args.C_in) * Operand<scalar_t>::kPerUnit;
+  const int64_t stride = right_units<scalar_t>(count * args.C_in) * Operand<scalar_t>::kPerUnit;
   using Element = typename Operand<scalar_t>::Element;
   Element* patch = reinterpret_cast<Element*>(units);
   NormQueue<Element> queue(args.C_in, args.input_norm);
@@ -104,7 +104,7 @@ inline void gather_patches(const PatchArgs& args, const float* x, int64_t row, i
       }
     });
     if (count * args.C_in < stride) {
-      patch[stride - 1] = Element(0.f);  // the pair of the last one
+      patch[stride - 1] = Element{0.f};  // the pair of the last one
     }
   }
 }
@@ -116,7 +116,7 @@ inline void gather_quantised(const PatchArgs& args, const float* x, int64_t row,
   const int64_t positions = args.kernel_size * args.kernel_size, size = positions * args.C_in;
   for (int64_t i = 0; i < rows; ++i) {
     gather_patches<float>(args, x, row + i, 1, 0, positions, patch);
-    Operand<int8_t>::to_units(patch, size, units + i * row_units<int8_t>(size));
+    Operand<int8_t>::to_left(patch, size, units + i * row_units<int8_t>(size));
   }
 }
 
@@ -127,7 +127,7 @@ inline int64_t convolve_scratch_size(const PatchArgs& args, int64_t rows) {
     const int64_t size = args.kernel_size * args.kernel_size * args.C_in;
     return rows * row_units<scalar_t>(size) + size;
   } else {
-    return rows * num_units<scalar_t>(positions_per_gather(args) * args.C_in);
+    return rows * left_units<scalar_t>(positions_per_gather(args) * args.C_in);
   }
 }
 
@@ -145,19 +145,19 @@ inline void convolve_rows(const PatchArgs& args, const float* x, int64_t row, in
   if constexpr (Operand<scalar_t>::kHeader > 0) {
     const int64_t size = positions * args.C_in, stride = row_units<scalar_t>(size);
     gather_quantised(args, x, row, rows, units, units + rows * stride);
-    gemm<scalar_t>(rows, columns, num_units<scalar_t>(size), units, stride, weight, panel_stride,
+    gemm<scalar_t>(rows, columns, right_units<scalar_t>(size), units, stride, weight, panel_stride,
                    sums, sums_stride, /*accumulate=*/false);
     return;
   }
   const int64_t gather = positions_per_gather(args), at_once = positions_per_sum(args);
   for (int64_t first = 0; first < positions; first += gather) {
     const int64_t end = positions - first < gather ? positions : first + gather;
-    const int64_t stride = num_units<scalar_t>((end - first) * args.C_in);
+    const int64_t stride = left_units<scalar_t>((end - first) * args.C_in);
     gather_patches<scalar_t>(args, x, row, rows, first, end - first, units);
     for (int64_t t = first; t < end; t += at_once) {
       const int64_t count = end - t < at_once ? end - t : at_once;
-      gemm<scalar_t>(rows, columns, num_units<scalar_t>(count * args.C_in),
-                     units + (t - first) * args.C_in / per_unit, stride,
+      gemm<scalar_t>(rows, columns, right_units<scalar_t>(count * args.C_in),
+                     units + left_units<scalar_t>((t - first) * args.C_in), stride,
                      weight + t * args.C_in / per_unit * kPanel, panel_stride, sums, sums_stride,
                      /*accumulate=*/t > 0);
     }

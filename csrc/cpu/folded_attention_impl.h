@@ -60,9 +60,11 @@ inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* row
 }
 
 // Floats of working memory that fold_keys() and fold_values() need.
+template <class scalar_t>
 inline int64_t fold_scratch_size(const AttentionArgs& args) {
-  const int64_t slots = slots_per_head(args);
-  return slots * args.head_dim + 4 * args.head_dim + slots * round_up(args.C, kPanel);
+  const int64_t slots = slots_per_head(args), depth = row_units<scalar_t>(args.head_dim);
+  const int64_t keys = slots * args.head_dim + 4 * args.head_dim, values = slots * depth;
+  return (keys > values ? keys : values) + slots * round_up(args.C, kPanel);
 }
 
 // Head h of the folded keys and of the bias.
@@ -73,7 +75,7 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
   using Type = AttentionType<scalar_t>;
   constexpr int64_t per_unit = Operand<Type>::kPerUnit;
   const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head(args);
-  const int64_t depth = num_units<Type>(C);
+  const int64_t depth = right_units<Type>(C);
   float* keys = scratch;                  // panels [slots / kPanel][head_dim][kPanel]
   float* rows = keys + slots * head_dim;  // [4, head_dim]
   float* sums = rows + 4 * head_dim;      // [C, slots]
@@ -100,7 +102,7 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
               /*accumulate=*/false);
   for (int64_t c = 0; c < C; c += per_unit) {
     for (int64_t j = 0; j < slots; j += kPanel) {
-      Operand<Type>::rows_to_units(
+      Operand<Type>::rows_to_right(
           sums + c * slots + j, slots, C - c, kPanel,
           folded + panel_offset(h * slots + j, depth * kPanel) + c / per_unit * kPanel);
     }
@@ -116,13 +118,13 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
   constexpr int64_t per_unit = Operand<Type>::kPerUnit;
   const int64_t head_dim = args.head_dim, slots = slots_per_head(args);
   const int64_t depth = row_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
-  const int64_t panel_stride = num_units<Type>(num_slots(args)) * kPanel;
+  const int64_t panel_stride = right_units<Type>(num_slots(args)) * kPanel;
   float* rows = scratch;               // [kv_len, depth]
   float* sums = rows + slots * depth;  // [kv_len, width]
   for (int64_t j = 0; j < args.kv_len; ++j) {
-    Operand<scalar_t>::to_units(v + j * kv_stride, head_dim, rows + j * depth);
+    Operand<scalar_t>::to_left(v + j * kv_stride, head_dim, rows + j * depth);
   }
-  gemm<scalar_t>(args.kv_len, width, num_units<scalar_t>(head_dim), rows, depth,
+  gemm<scalar_t>(args.kv_len, width, right_units<scalar_t>(head_dim), rows, depth,
                  args.proj.weight + h * head_dim / Operand<scalar_t>::kPerUnit * kPanel,
                  args.proj.panel_stride, sums, width, /*accumulate=*/false);
   scale_sums<scalar_t>(args.proj, 0, width, args.kv_len, sums, width);
@@ -131,7 +133,7 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
     for (int64_t c = 0; c < width; c += kPanel) {
       float* dst = values + c / kPanel * panel_stride + (h * slots + j) / per_unit * kPanel;
       if (j < args.kv_len) {
-        Operand<Type>::rows_to_units(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
+        Operand<Type>::rows_to_right(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
       } else {
         __builtin_memset(dst, 0, kPanel * sizeof(float));
       }
@@ -144,7 +146,7 @@ template <class scalar_t>
 inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
   using Type = AttentionType<scalar_t>;
   const int64_t slots = num_slots(args), width = round_up(args.C, kPanel);
-  return rows * (num_units<Type>(args.C) + slots + num_units<Type>(slots) + width);
+  return rows * (left_units<Type>(args.C) + slots + left_units<Type>(slots) + width);
 }
 
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image
@@ -153,9 +155,11 @@ template <class scalar_t>
 inline void folded_attention_rows(const AttentionArgs& args, float* folded, float* x, int64_t rows,
                                   float* scratch) {
   using Type = AttentionType<scalar_t>;
-  const int64_t C = args.C, width = round_up(C, kPanel), depth = num_units<Type>(C);
+  const int64_t C = args.C, width = round_up(C, kPanel);
   const int64_t slots = num_slots(args), per_head = slots_per_head(args);
-  const int64_t value_depth = num_units<Type>(slots);
+  const int64_t depth = left_units<Type>(C), panel_depth = right_units<Type>(C);
+  const int64_t value_depth = left_units<Type>(slots);
+  const int64_t value_panel_depth = right_units<Type>(slots);
   const int64_t used = round_up(args.kv_len, kLanes);
   const float* bias = folded_bias<scalar_t>(args, folded);
   float* tokens = scratch;              // [rows, depth]
@@ -163,7 +167,7 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
   float* p = s + rows * slots;          // [rows, value_depth], s as units
   float* out = p + rows * value_depth;  // [rows, width]
   layer_norm_to_units<Type>(x, C, rows, C, args.norm, tokens);
-  gemm<Type>(rows, slots, depth, tokens, depth, folded, depth * kPanel, s, slots,
+  gemm<Type>(rows, slots, panel_depth, tokens, depth, folded, panel_depth * kPanel, s, slots,
              /*accumulate=*/false);
   add_bias(s, slots, bias, rows, slots);
   for (int64_t i = 0; i < rows; ++i) {
@@ -178,10 +182,10 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
         head[j] = 0.f;
       }
     }
-    Operand<Type>::to_units(s + i * slots, slots, p + i * value_depth);
+    Operand<Type>::to_left(s + i * slots, slots, p + i * value_depth);
   }
-  gemm<Type>(rows, C, value_depth, p, value_depth, folded_values<scalar_t>(args, folded),
-             value_depth * kPanel, out, width, /*accumulate=*/false);
+  gemm<Type>(rows, C, value_panel_depth, p, value_depth, folded_values<scalar_t>(args, folded),
+             value_panel_depth * kPanel, out, width, /*accumulate=*/false);
   // The values have the scale of proj; what is left is its bias.
   add_residual<Type>(args.proj, 0, C, rows, out, width, x, C);
 }

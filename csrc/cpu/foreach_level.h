@@ -32,6 +32,14 @@
 #define PVT_TARGET_END _Pragma("GCC pop_options")
 #endif
 
+// A test that emulates these levels has defined what they may use instead.
+#if !defined(PVT_AVX512_FEATURES)
+#define PVT_AVX512_FEATURES "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+#define PVT_AVX512_BF16_FEATURES \
+  "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+#define PVT_AVX512_REGISTER "+v"
+#endif
+
 #define PVT_LEVEL_BASELINE 0
 #define PVT_LEVEL_AVX2 1
 #define PVT_LEVEL_AVX512 2
@@ -54,7 +62,7 @@ PVT_TARGET_END
 #include "cpu/next_level.h"
 
 #define PVT_LEVEL PVT_LEVEL_AVX512
-PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+PVT_TARGET_BEGIN(PVT_AVX512_FEATURES)
 namespace pvt::avx512 {
 #include PVT_KERNEL_BODY
 }
@@ -62,7 +70,7 @@ PVT_TARGET_END
 #include "cpu/next_level.h"
 
 #define PVT_LEVEL PVT_LEVEL_AVX512_BF16
-PVT_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
+PVT_TARGET_BEGIN(PVT_AVX512_BF16_FEATURES)
 namespace pvt::avx512_bf16 {
 #include PVT_KERNEL_BODY
 }

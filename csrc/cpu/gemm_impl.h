@@ -3,8 +3,8 @@
 #include "cpu/gemm.h"
 
 // c[i][0:kVecs] = (accumulate ? c[i] : 0) + sum_k a[i][k] * b[k]   for i < kRows, k < K units
-//   a: rows a_stride units apart, each with its header   b: first column of the tile in its panel;
-//   panels are panel_stride units apart   c: rows c_stride apart
+//   a: left-hand rows a_stride units apart, each with its header   b: first column of the tile in
+//   its panel; panels are panel_stride units apart   c: rows c_stride apart
 // The sum over k starts at zero and is added to c at its end: long sums built block by block keep
 // the accuracy of a blocked sum. Every element is summed in the order of k whatever kRows and kVecs
 // are, so the result does not depend on how rows and columns are grouped into tiles.
@@ -24,7 +24,7 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
   const float* header = a;
   a += Op::kHeader;
   for (int64_t k = 0; k < K; ++k) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int step = 0; step < Op::kSteps; ++step) {
       Vec column[kVecs];
 #pragma GCC unroll 8
@@ -34,10 +34,13 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
       }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
-        const Vec left = Op::left_part(broadcast(a[i * a_stride + k]), step);
+        const Vec left = broadcast(a[i * a_stride + k * Op::kSteps + step]);
 #pragma GCC unroll 8
         for (int j = 0; j < kVecs; ++j) {
           sum[i][j] = Op::multiply_add(left, column[j], sum[i][j]);
+          if constexpr (Op::kSteps > 1) {
+            keep_in_register(sum[i][j]);
+          }
         }
       }
     }
@@ -90,15 +93,11 @@ inline void gemm_tile(int64_t rows, int64_t vecs, int64_t K, const float* a, int
   tile(vecs, K, a, a_stride, b, panel_stride, c, c_stride, accumulate);
 }
 
-// c = (accumulate ? c : 0) + a b   for any number of rows and of columns
-//   a: [rows][K], rows a_stride units apart   b: panels [K][kPanel], panel_stride units apart
-//   c: rows c_stride apart, columns rounded up to whole vectors
-//   K: units, without headers; a starts at a multiple of kSumBlock inputs
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t kBlock = kSumBlock / Operand<scalar_t>::kPerUnit;
-  constexpr int64_t kHeader = Operand<scalar_t>::kHeader;
+  constexpr int64_t kBlockUnits = kBlock * Operand<scalar_t>::kSteps + Operand<scalar_t>::kHeader;
   for (int64_t j = 0; j < columns; j += kTileColumns) {
     const int64_t left = (columns - j + kLanes - 1) / kLanes;
     const int64_t vecs = left < kTileVecs ? left : kTileVecs;
@@ -109,7 +108,7 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
       int64_t tiles = (rows + kTileRows - 1) / kTileRows;
       for (int64_t i = 0, height; i < rows; i += height, --tiles) {
         height = (rows - i + tiles - 1) / tiles;
-        const float* block = a + i * a_stride + k / kBlock * (kBlock + kHeader);
+        const float* block = a + i * a_stride + k / kBlock * kBlockUnits;
         gemm_tile<scalar_t>(height, vecs, depth, block, a_stride, column + k * kPanel, panel_stride,
                             c + i * c_stride + j, c_stride, accumulate || k > 0);
       }

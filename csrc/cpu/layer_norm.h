@@ -100,7 +100,7 @@ inline void layer_norm_four_quantised(const float* const* x, int64_t C, const No
     const int64_t end = c + count, first = c / kSumBlock * kSumBlock;
     if (i == kNormRows - 1 && (end == first + kSumBlock || end == C)) {
       for (int64_t j = 0; j < kNormRows; ++j) {
-        Op::block_to_units(block[j], end - first, largest[j], units[j] + row_units<int8_t>(first));
+        Op::block_to_left(block[j], end - first, largest[j], units[j] + row_units<int8_t>(first));
         largest[j] = IntVec{};
       }
     }
@@ -145,10 +145,10 @@ inline void layer_norm_to_units(const float* x, int64_t x_stride, int64_t rows, 
                       });
   } else {
     typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);
-    const int64_t stride = num_units<scalar_t>(C) * Op::kPerUnit;
+    const int64_t stride = right_units<scalar_t>(C) * Op::kPerUnit;
     layer_norm_rows(x, x_stride, rows, C, norm, out, stride);
     for (int64_t i = 0; i < rows && C < stride; ++i) {
-      out[i * stride + C] = typename Op::Element(0.f);  // the pair of the last one
+      out[i * stride + C] = typename Op::Element{0.f};  // the pair of the last one
     }
   }
 }

@@ -81,7 +81,7 @@ inline void add_bias(float* sums, int64_t sums_stride, const float* bias, int64_
 template <class scalar_t>
 inline void multiply_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
                              int64_t begin, int64_t columns, float* out, int64_t out_stride) {
-  gemm<scalar_t>(rows, columns, num_units<scalar_t>(C), tokens, row_units<scalar_t>(C),
+  gemm<scalar_t>(rows, columns, right_units<scalar_t>(C), tokens, row_units<scalar_t>(C),
                  linear.weight + panel_offset(begin, linear.panel_stride), linear.panel_stride, out,
                  out_stride, /*accumulate=*/false);
 }

@@ -42,9 +42,9 @@ inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns,
     }
   }
   if constexpr (Op::kHeader > 0) {
-    Op::block_to_units(sums, columns, largest, units);
+    Op::block_to_left(sums, columns, largest, units);
   } else if (columns % Op::kPerUnit != 0) {
-    out[columns] = Element(0.f);  // the pair of the last one
+    out[columns] = Element{0.f};  // the pair of the last one
   }
 }
 
@@ -90,7 +90,7 @@ inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
     hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums);
-    gemm<scalar_t>(rows, C, num_units<scalar_t>(count), hidden, hidden_stride,
+    gemm<scalar_t>(rows, C, right_units<scalar_t>(count), hidden, hidden_stride,
                    args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
                    args.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
   }

@@ -50,6 +50,6 @@ inline void finish_pooling(const PatchArgs& args, float* sums, int64_t rows, flo
     for (int64_t c = 0; c < C; c += kLanes) {
       store(row + c, gelu(load(row + c)));
     }
-    Operand<scalar_t>::to_units(row, C, units + i * depth);
+    Operand<scalar_t>::to_left(row, C, units + i * depth);
   }
 }

@@ -17,7 +17,7 @@ inline int64_t num_panels(int64_t C) {
 // Units of the packed weight, [sr_ratio^2][panels][units of C][kPanel].
 template <class scalar_t>
 inline int64_t packed_weight_size(int64_t C, int64_t sr_ratio) {
-  return sr_ratio * sr_ratio * num_panels(C) * kPanel * num_units<scalar_t>(C);
+  return sr_ratio * sr_ratio * num_panels(C) * kPanel * right_units<scalar_t>(C);
 }
 
 // rows[u][t] <- the unit that holds input channels u * kPerUnit ... at position t of the window
@@ -26,7 +26,7 @@ template <class scalar_t>
 inline void filter_to_units(const scalar_t* filter, int64_t C, int64_t window, float* rows) {
   constexpr int64_t per_unit = Operand<scalar_t>::kPerUnit;
   for (int64_t c = 0; c < C; c += per_unit) {
-    Operand<scalar_t>::rows_to_units(filter + c * window, window, C - c, window,
+    Operand<scalar_t>::rows_to_right(filter + c * window, window, C - c, window,
                                      rows + c / per_unit * window);
   }
 }
@@ -43,7 +43,7 @@ template <class scalar_t>
 inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_ratio, int64_t channel,
                                float* packed, float* scratch) {
   const int64_t window = sr_ratio * sr_ratio, panels = num_panels(C);
-  const int64_t depth = num_units<scalar_t>(C);
+  const int64_t depth = right_units<scalar_t>(C);
   float* rows = scratch;  // [4, depth, window]
   for (int64_t i = 0; i < 4; ++i) {
     float* row = rows + i * depth * window;
@@ -62,7 +62,7 @@ inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_rat
 
 // Floats of working memory that reduce_rows() needs per thread.
 inline int64_t reduce_scratch_size(int64_t C) {
-  return kChunkRows * round_up(C, kPanel) + kTileRows * C;
+  return kChunkRows * round_up(C, kPanel) + kTileRows * round_up(C, 2);
 }
 
 // Rows [begin, end) of out: [B * out_H * out_W, C].   x: [B, H * W, C], strided as in args
@@ -70,10 +70,10 @@ template <class scalar_t>
 inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
                         scalar_t* out, float* scratch) {
   const int64_t C = args.C, R = args.sr_ratio, panels = num_panels(C);
-  const int64_t depth = num_units<scalar_t>(C);
+  const int64_t depth = right_units<scalar_t>(C), token_size = left_units<scalar_t>(C);
   const int64_t sum_stride = panels * kPanel;
   float* sums = scratch;                          // [kChunkRows, sum_stride]
-  float* token = sums + kChunkRows * sum_stride;  // [kTileRows, depth]
+  float* token = sums + kChunkRows * sum_stride;  // [kTileRows, token_size]
 
   for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
     const int64_t chunk_rows = end - chunk < kChunkRows ? end - chunk : kChunkRows;
@@ -90,10 +90,10 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
       for (int64_t i = 0; i < chunk_rows; i += kTileRows) {
         const int64_t rows = chunk_rows - i < kTileRows ? chunk_rows - i : kTileRows;
         for (int64_t j = 0; j < rows; ++j) {
-          Operand<scalar_t>::to_units(window[i + j] + offset, C, token + j * depth);
+          Operand<scalar_t>::to_left(window[i + j] + offset, C, token + j * token_size);
         }
-        gemm<scalar_t>(rows, C, depth, token, depth, weight, depth * kPanel, sums + i * sum_stride,
-                       sum_stride, /*accumulate=*/t > 0);
+        gemm<scalar_t>(rows, C, depth, token, token_size, weight, depth * kPanel,
+                       sums + i * sum_stride, sum_stride, /*accumulate=*/t > 0);
       }
     }
     // out <- LayerNorm(sums + bias)

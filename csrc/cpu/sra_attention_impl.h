@@ -14,7 +14,7 @@ constexpr int64_t kKeyBlock = 512;  // 6 rows of scores: 12 KB
 // values follow as units along the keys, [panels][units of kv_len][kPanel].
 template <class scalar_t>
 inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
-  return round_up(kv_len, kPanel) * num_units<scalar_t>(head_dim);
+  return round_up(kv_len, kPanel) * right_units<scalar_t>(head_dim);
 }
 
 template <class scalar_t>
@@ -26,12 +26,12 @@ inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
 template <class scalar_t, class In>
 inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim, int64_t kv_stride,
                       float* packed, float* rows) {
-  const int64_t depth = num_units<scalar_t>(head_dim);
+  const int64_t depth = right_units<scalar_t>(head_dim);
   // keys: column j of panel p is key p * kPanel + j; four at a time, zero beyond kv_len
   for (int64_t j = 0; j < round_up(kv_len, kPanel); j += 4) {
     for (int64_t i = 0; i < 4; ++i) {
       if (j + i < kv_len) {
-        Operand<scalar_t>::to_units(k + (j + i) * kv_stride, head_dim, rows + i * depth);
+        Operand<scalar_t>::to_right(k + (j + i) * kv_stride, head_dim, rows + i * depth);
       } else {
         __builtin_memset(rows + i * depth, 0, depth * sizeof(float));
       }
@@ -45,8 +45,8 @@ inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim
   for (int64_t j = 0; j < kv_len; j += Op::kPerUnit) {
     for (int64_t d = 0; d < head_dim; d += kPanel) {
       const int64_t width = head_dim - d < kPanel ? head_dim - d : kPanel;
-      float* dst = values + d * num_units<scalar_t>(kv_len) + j / Op::kPerUnit * kPanel;
-      Op::rows_to_units(v + j * kv_stride + d, kv_stride, kv_len - j, width, dst);
+      float* dst = values + d * right_units<scalar_t>(kv_len) + j / Op::kPerUnit * kPanel;
+      Op::rows_to_right(v + j * kv_stride + d, kv_stride, kv_len - j, width, dst);
       for (int64_t i = width; i < kPanel; ++i) {
         dst[i] = 0.f;
       }
@@ -81,7 +81,8 @@ inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
 
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kTileRows * (head_dim + 2 * round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
+  return kTileRows *
+         (round_up(head_dim, 2) + 2 * round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
 }
 
 // softmax(scale * q k^T) v for `num_rows` queries of one head, a tile of rows at a time.
@@ -91,20 +92,20 @@ template <class scalar_t, class Read, class Write>
 inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_t head_dim,
                    float scale, float* scratch, const Read& read, const Write& write) {
   using Op = Operand<scalar_t>;
-  const int64_t depth = num_units<scalar_t>(head_dim);
+  const int64_t depth = right_units<scalar_t>(head_dim), q_size = left_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
   const int64_t s_stride = round_up(kKeyBlock, kPanel);
-  float* q_tile = scratch;                // [kTileRows, depth]
-  float* s = q_tile + kTileRows * depth;  // [kTileRows, s_stride]
-  float* p = s + kTileRows * s_stride;    // [kTileRows, s_stride], s as units
-  float* o = p + kTileRows * s_stride;    // [kTileRows, o_stride]
+  float* q_tile = scratch;                 // [kTileRows, q_size]
+  float* s = q_tile + kTileRows * q_size;  // [kTileRows, s_stride]
+  float* p = s + kTileRows * s_stride;     // [kTileRows, s_stride], s as units
+  float* o = p + kTileRows * s_stride;     // [kTileRows, o_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
   for (int64_t row = 0; row < num_rows; row += kTileRows) {
     const int64_t rows = num_rows - row < kTileRows ? num_rows - row : kTileRows;
     for (int64_t i = 0; i < rows; ++i) {
-      read(row + i, q_tile + i * depth);
+      read(row + i, q_tile + i * q_size);
     }
     float m[kTileRows], l[kTileRows];
     for (int64_t i = 0; i < rows; ++i) {
@@ -114,7 +115,7 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
     for (int64_t first = 0; first < kv_len; first += kKeyBlock) {
       const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
       // s <- q k^T
-      gemm<scalar_t>(rows, num_keys, depth, q_tile, depth, keys + first * depth, depth * kPanel, s,
+      gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      s_stride, /*accumulate=*/false);
       // s <- exp(scale * s - m);  l <- l * delta + sum s;  o <- o * delta
       for (int64_t i = 0; i < rows; ++i) {
@@ -128,11 +129,11 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
           }
         }
         l[i] += sum;
-        Op::to_units(s + i * s_stride, num_keys, p + i * s_stride);
+        Op::to_left(s + i * s_stride, num_keys, p + i * s_stride);
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, num_units<scalar_t>(num_keys), p, s_stride,
-                     values + first / Op::kPerUnit * kPanel, num_units<scalar_t>(kv_len) * kPanel,
+      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), p, s_stride,
+                     values + first / Op::kPerUnit * kPanel, right_units<scalar_t>(kv_len) * kPanel,
                      o, o_stride, /*accumulate=*/first > 0);
     }
     // o <- o / l
@@ -155,7 +156,7 @@ inline void attend_rows(const scalar_t* q, int64_t q_stride, const float* packed
   attend<scalar_t>(
       packed, num_rows, kv_len, head_dim, scale, scratch,
       [=](int64_t row, float* units) {
-        Operand<scalar_t>::to_units(q + row * q_stride, head_dim, units);
+        Operand<scalar_t>::to_left(q + row * q_stride, head_dim, units);
       },
       [=](int64_t row, const float* o) { from_float(o, head_dim, out + row * out_stride); });
 }

@@ -50,6 +50,19 @@ inline Vec fmadd(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// Ends what computes v here, in a register. Left alone, compilers begin more of a long unrolled
+// computation at once than there are registers, and spill.
+template <class Vector>
+inline void keep_in_register(Vector& v) {
+#if PVT_LEVEL >= PVT_LEVEL_AVX512
+  asm volatile("" : PVT_AVX512_REGISTER(v));
+#elif defined(__x86_64__)
+  asm volatile("" : "+x"(v));
+#else
+  (void)v;
+#endif
+}
+
 // All bits of the first `count` lanes.
 inline IntVec lanes_before(int64_t count) {
   IntVec lane;

@@ -1,5 +1,6 @@
 // What the tests of kernel bodies share. A body is tested at every CPU level that this processor
-// runs, on buffers of exactly the sizes it asks for, under the address sanitizer.
+// runs or that is emulated, on buffers of exactly the sizes it asks for, under the address
+// sanitizer.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +23,21 @@ std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 
   return values;
 }
 
+#if defined(PVT_AVX512_FEATURES)  // emulated_avx512.h
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+inline bool can_test(pvt::CpuLevel level) {
+  const bool emulated = kEmulated && level > pvt::CpuLevel::kAvx2;
+  return pvt::cpu_level() >= (emulated ? pvt::CpuLevel::kAvx2 : level);
+}
+
 // A test case per level; CHECK(level) is expanded with the name of the level's namespace.
 #define PVT_TEST_LEVEL(title, CHECK, level, Level)          \
   TEST_CASE(title ", " #level) {                            \
-    if (pvt::cpu_level() >= pvt::CpuLevel::Level) {         \
+    if (can_test(pvt::CpuLevel::Level)) {                   \
       CHECK(level)                                          \
     } else {                                                \
       MESSAGE("NOT TESTED: this processor has no " #level); \

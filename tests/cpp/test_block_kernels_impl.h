@@ -92,7 +92,8 @@ struct Bodies {
                                std::vector<float>& x, int64_t rows) {
     std::vector<float> folded(folded_size<scalar_t>(args));
     for (int64_t h = 0; h < args.num_heads; ++h) {
-      std::vector<float> query_rows(args.C * args.head_dim), scratch(fold_scratch_size(args));
+      std::vector<float> query_rows(args.C * args.head_dim),
+          scratch(fold_scratch_size<scalar_t>(args));
       const float* k = kv.data() + h * args.head_dim;
       unpack_query_weight<scalar_t>(args, h, query_rows.data());
       fold_keys<scalar_t>(args, h, query_rows.data(), k, 2 * args.C, folded.data(), scratch.data());
