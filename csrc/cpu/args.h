@@ -19,6 +19,13 @@ struct LinearArgs {
   const float* bias;
 };
 
+// What a matrix product reads into the second-level cache while it runs: the panels of the one
+// after it, `columns` columns of them and `depth` units of the sum. By default nothing.
+struct NextPanels {
+  const float* panels = nullptr;
+  int64_t panel_stride = 0, columns = 0, depth = 0;
+};
+
 struct ReduceArgs {
   int64_t W, C, sr_ratio, out_H, out_W;
   int64_t batch_stride, token_stride;  // of x, in elements

@@ -132,6 +132,7 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   float* tokens = q + rows * stride;     // [rows, depth]
   const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
   const int64_t column_tiles = (s.C + tile - 1) / tile;
+  const int64_t threads = torch::stable::get_num_threads();  // take turns, as a rule
 
   pack_heads<scalar_t>(images, packed);
   const auto normalise = PVT_BEST_LEVEL(layer_norm_to_units<scalar_t>);
@@ -156,8 +157,8 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   const auto project = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   parallel_tasks(column_tiles, [&](int64_t task) {
     const int64_t begin = task * tile;
-    project(args.proj, tokens, rows, s.C, begin, std::min(tile, s.C - begin), s.C, images.x,
-            thread_scratch(rows * tile));
+    project(args.proj, tokens, rows, s.C, begin, std::min(tile, s.C - begin), s.C,
+            begin + threads * tile, images.x, thread_scratch(rows * tile));
   });
 }
 

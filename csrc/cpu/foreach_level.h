@@ -37,7 +37,6 @@
 #define PVT_AVX512_FEATURES "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #define PVT_AVX512_BF16_FEATURES \
   "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
-#define PVT_AVX512_REGISTER "+v"
 #endif
 
 #define PVT_LEVEL_BASELINE 0

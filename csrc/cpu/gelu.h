@@ -73,7 +73,15 @@ inline Vec gelu(Vec x) {
 }
 
 inline Vec coarse_gelu(Vec x) {
-  return gelu(x);
+  const Vec a = (Vec)((IntVec)x & 0x7fffffff);
+  const Vec limit = broadcast(kCoarseGeluLimit);
+  const Vec clamped = a < limit ? a : limit;
+  Vec q = broadcast(kCoarseGeluQ[7]);
+  for (int i = 6; i >= 0; --i) {
+    q = fmadd(q, clamped, broadcast(kCoarseGeluQ[i]));
+  }
+  const Vec g = fmadd(clamped - limit, q, broadcast(0.5f));
+  return fmadd(a, g, x * 0.5f);
 }
 
 #endif

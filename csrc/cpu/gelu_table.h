@@ -148,4 +148,10 @@ constexpr float kGeluP[6] = {0.398941903f,    0.0358442384f,  0.00480521877f,
 constexpr float kGeluQ[6] = {1.0f,           0.256510943f,   0.0298022082f,
                              0.00200316745f, 8.09958478e-5f, 1.18506004e-6f};
 
+// g(a) = 1/2 - (4.1 - a) Q(a), roughly, for 0 <= a <= 4.1, lowest power first
+constexpr float kCoarseGeluLimit = 4.1f;
+constexpr float kCoarseGeluQ[8] = {0.121834069f,    -0.0664402558f, -0.0198020663f,
+                                   0.0160704593f,   0.00186231355f, -0.00300780679f,
+                                   0.000720708494f, -5.5937211e-5f};
+
 }  // namespace pvt

@@ -31,7 +31,8 @@ constexpr int64_t panel_offset(uint64_t j, int64_t panel_stride) {
 //   c: rows c_stride apart, columns rounded up to whole vectors
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
-          const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate);
+          const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
+          const NextPanels& next = {});
 
 // Transposes four rows of units into a panel: those at position k go to dst(k)[0:4].
 //   rows: [4][count], row_stride apart   dst: the place in the panel that position k has

@@ -2,45 +2,61 @@
 
 #include "cpu/gemm.h"
 
+// What a tile is computed from: some rows and vectors of c.
+struct Tile {
+  int64_t K;       // right-hand units
+  const float* a;  // its rows, each with its header
+  const float* b;  // its first column in its panel
+  float* c;
+  bool accumulate;
+  // Read into cache meanwhile: what is at ahead + k * ahead_step while the sum is at unit k.
+  const float* ahead;
+  int64_t ahead_step;
+};
+
+// The distances of rows and panels, common to all tiles.
+struct Strides {
+  int64_t a, panel, c;
+};
+
 // c[i][0:kVecs] = (accumulate ? c[i] : 0) + sum_k a[i][k] * b[k]   for i < kRows, k < K units
-//   a: left-hand rows a_stride units apart, each with its header   b: first column of the tile in
-//   its panel; panels are panel_stride units apart   c: rows c_stride apart
 // The sum over k starts at zero and is added to c at its end: long sums built block by block keep
 // the accuracy of a blocked sum. Every element is summed in the order of k whatever kRows and kVecs
 // are, so the result does not depend on how rows and columns are grouped into tiles.
 template <class scalar_t, int kRows, int kVecs>
-inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* b,
-                      int64_t panel_stride, float* c, int64_t c_stride, bool accumulate) {
+inline void gemm_tile(const Tile& tile, const Strides& strides) {
   using Op = Operand<scalar_t>;
+  const int64_t K = tile.K, a_stride = strides.a, ahead_step = tile.ahead_step;
+  const float *b = tile.b, *ahead = tile.ahead;
   // Unrolled, so that sum[][] is registers and nothing else.
   typename Op::Sum sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
-      sum[i][j] = Op::first_sum(a + i * a_stride);
+      sum[i][j] = Op::first_sum(tile.a + i * a_stride);
     }
   }
-  const float* header = a;
-  a += Op::kHeader;
+  const float* a = tile.a + Op::kHeader;
   for (int64_t k = 0; k < K; ++k) {
+    if constexpr (Op::kSteps == 1) {  // else memory is fast enough beside the instructions
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += ahead_step;
+    }
 #pragma GCC unroll 4
     for (int step = 0; step < Op::kSteps; ++step) {
       Vec column[kVecs];
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) {
         column[j] =
-            Op::right_part(load(b + panel_offset(j * kLanes, panel_stride) + k * kPanel), step);
+            Op::right_part(load(b + panel_offset(j * kLanes, strides.panel) + k * kPanel), step);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         const Vec left = broadcast(a[i * a_stride + k * Op::kSteps + step]);
 #pragma GCC unroll 8
         for (int j = 0; j < kVecs; ++j) {
-          sum[i][j] = Op::multiply_add(left, column[j], sum[i][j]);
-          if constexpr (Op::kSteps > 1) {
-            keep_in_register(sum[i][j]);
-          }
+          Op::multiply_add(left, column[j], sum[i][j]);
         }
       }
     }
@@ -49,78 +65,115 @@ inline void gemm_tile(int64_t K, const float* a, int64_t a_stride, const float* 
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
-      float* out = c + i * c_stride + j * kLanes;
-      const Vec total = Op::total(sum[i][j], header + i * a_stride);
-      store(out, accumulate ? load(out) + total : total);
+      float* out = tile.c + i * strides.c + j * kLanes;
+      const Vec total = Op::total(sum[i][j], tile.a + i * a_stride);
+      store(out, tile.accumulate ? load(out) + total : total);
     }
   }
 }
 
 // The same for a number of rows and of vectors known at run time.
 template <class scalar_t, int kRows>
-inline void gemm_tile_vecs(int64_t vecs, int64_t K, const float* a, int64_t a_stride,
-                           const float* b, int64_t panel_stride, float* c, int64_t c_stride,
-                           bool accumulate) {
+inline void gemm_tile_vecs(int64_t vecs, const Tile& tile, const Strides& strides) {
   static_assert(kTileVecs == 2 || kTileVecs == 4);
   switch (vecs) {
     case 1:
-      return gemm_tile<scalar_t, kRows, 1>(K, a, a_stride, b, panel_stride, c, c_stride,
-                                           accumulate);
+      return gemm_tile<scalar_t, kRows, 1>(tile, strides);
     case 2:
-      return gemm_tile<scalar_t, kRows, 2>(K, a, a_stride, b, panel_stride, c, c_stride,
-                                           accumulate);
+      return gemm_tile<scalar_t, kRows, 2>(tile, strides);
 #if PVT_LEVEL >= PVT_LEVEL_AVX512
     case 3:
-      return gemm_tile<scalar_t, kRows, 3>(K, a, a_stride, b, panel_stride, c, c_stride,
-                                           accumulate);
+      return gemm_tile<scalar_t, kRows, 3>(tile, strides);
     default:
-      return gemm_tile<scalar_t, kRows, 4>(K, a, a_stride, b, panel_stride, c, c_stride,
-                                           accumulate);
+      return gemm_tile<scalar_t, kRows, 4>(tile, strides);
 #endif
   }
 }
 
 template <class scalar_t>
-inline void gemm_tile(int64_t rows, int64_t vecs, int64_t K, const float* a, int64_t a_stride,
-                      const float* b, int64_t panel_stride, float* c, int64_t c_stride,
-                      bool accumulate) {
-  const auto tile = rows == 1   ? gemm_tile_vecs<scalar_t, 1>
-                    : rows == 2 ? gemm_tile_vecs<scalar_t, 2>
-                    : rows == 3 ? gemm_tile_vecs<scalar_t, 3>
-                    : rows == 4 ? gemm_tile_vecs<scalar_t, 4>
-                    : rows == 5 ? gemm_tile_vecs<scalar_t, 5>
-                                : gemm_tile_vecs<scalar_t, 6>;
-  tile(vecs, K, a, a_stride, b, panel_stride, c, c_stride, accumulate);
+inline void gemm_tile(int64_t rows, int64_t vecs, const Tile& tile, const Strides& strides) {
+  const auto run = rows == 1   ? gemm_tile_vecs<scalar_t, 1>
+                   : rows == 2 ? gemm_tile_vecs<scalar_t, 2>
+                   : rows == 3 ? gemm_tile_vecs<scalar_t, 3>
+                   : rows == 4 ? gemm_tile_vecs<scalar_t, 4>
+                   : rows == 5 ? gemm_tile_vecs<scalar_t, 5>
+                               : gemm_tile_vecs<scalar_t, 6>;
+  run(vecs, tile, strides);
 }
+
+// Deals out to the tiles of one block what they read ahead of the next: tile t the t-th part, at an
+// even pace, so that memory is busy all the time and no tile waits for it.
+class ReadAhead {
+ public:
+  ReadAhead(const NextPanels& next, int64_t tiles)
+      : next_(next), parts_((next.columns + kPanel - 1) / kPanel * kPanel) {
+    // Parts are kPanel of a panel; a tile takes a number of them that divides it, or all.
+    while (per_tile_ < kPanel && per_tile_ * tiles < parts_) {
+      per_tile_ *= 2;
+    }
+  }
+
+  void deal(int64_t t, Tile& tile) const {
+    const int64_t part = t * per_tile_;
+    if (part < parts_) {
+      tile.ahead = next_.panels + part / kPanel * next_.panel_stride + part % kPanel * next_.depth;
+      tile.ahead_step = per_tile_;
+    }
+  }
+
+ private:
+  NextPanels next_;
+  int64_t parts_;
+  int64_t per_tile_ = 1;
+};
 
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
-          const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate) {
+          const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
+          const NextPanels& next) {
   constexpr int64_t kBlock = kSumBlock / Operand<scalar_t>::kPerUnit;
   constexpr int64_t kBlockUnits = kBlock * Operand<scalar_t>::kSteps + Operand<scalar_t>::kHeader;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const Strides strides{a_stride, panel_stride, c_stride};
+  // Columns [j, ...) of units [k, ...) of the sum.
+  const auto block_at = [=](int64_t j, int64_t k) {
+    return NextPanels{b + panel_offset(j, panel_stride) + k * kPanel, panel_stride,
+                      columns - j < kTileColumns ? columns - j : kTileColumns,
+                      K - k < kBlock ? K - k : kBlock};
+  };
   for (int64_t j = 0; j < columns; j += kTileColumns) {
     const int64_t left = (columns - j + kLanes - 1) / kLanes;
     const int64_t vecs = left < kTileVecs ? left : kTileVecs;
-    const float* column = b + panel_offset(j, panel_stride);
     for (int64_t k = 0; k < K; k += kBlock) {
-      const int64_t depth = K - k < kBlock ? K - k : kBlock;
-      // Tiles of almost equal height: 50 rows are 5 x 6 + 4 x 5, not 8 x 6 + 2.
-      int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-      for (int64_t i = 0, height; i < rows; i += height, --tiles) {
-        height = (rows - i + tiles - 1) / tiles;
-        const float* block = a + i * a_stride + k / kBlock * kBlockUnits;
-        gemm_tile<scalar_t>(height, vecs, depth, block, a_stride, column + k * kPanel, panel_stride,
-                            c + i * c_stride + j, c_stride, accumulate || k > 0);
+      const NextPanels block = block_at(j, k);
+      const ReadAhead read_ahead(k + kBlock < K               ? block_at(j, k + kBlock)
+                                 : j + kTileColumns < columns ? block_at(j + kTileColumns, 0)
+                                                              : next,
+                                 tiles);
+      int64_t row = 0;
+      for (int64_t t = 0; t < tiles; ++t) {
+        // Of almost equal height: 50 rows are 5 x 6 + 4 x 5, not 8 x 6 + 2.
+        const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
+        Tile tile{block.depth,
+                  a + row * a_stride + k / kBlock * kBlockUnits,
+                  block.panels,
+                  c + row * c_stride + j,
+                  accumulate || k > 0,
+                  block.panels,
+                  0};
+        read_ahead.deal(t, tile);
+        gemm_tile<scalar_t>(height, vecs, tile, strides);
+        row += height;
       }
     }
   }
 }
 
-template void gemm<float>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t,
-                          float*, int64_t, bool);
-template void gemm<BFloat16>(int64_t, int64_t, int64_t, const float*, int64_t, const float*,
-                             int64_t, float*, int64_t, bool);
-template void gemm<int8_t>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t,
-                           float*, int64_t, bool);
-template void gemm<Half>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t,
-                         float*, int64_t, bool);
+#define PVT_GEMM(scalar_t)                                                                     \
+  template void gemm<scalar_t>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, \
+                               int64_t, float*, int64_t, bool, const NextPanels&);
+PVT_GEMM(float)
+PVT_GEMM(BFloat16)
+PVT_GEMM(int8_t)
+PVT_GEMM(Half)
+#undef PVT_GEMM

@@ -80,10 +80,26 @@ inline void add_bias(float* sums, int64_t sums_stride, const float* bias, int64_
 //   begin: a multiple of kPanel, or, of at most kTileColumns columns, of kTileColumns
 template <class scalar_t>
 inline void multiply_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
-                             int64_t begin, int64_t columns, float* out, int64_t out_stride) {
+                             int64_t begin, int64_t columns, float* out, int64_t out_stride,
+                             const NextPanels& next = {}) {
   gemm<scalar_t>(rows, columns, right_units<scalar_t>(C), tokens, row_units<scalar_t>(C),
                  linear.weight + panel_offset(begin, linear.panel_stride), linear.panel_stride, out,
-                 out_stride, /*accumulate=*/false);
+                 out_stride, /*accumulate=*/false, next);
+}
+
+// What is read first for columns [begin, ...) of a layer of C inputs and `size` outputs, from input
+// `first` on; nothing if there are none.
+template <class scalar_t>
+inline NextPanels first_panels(const LinearArgs& linear, int64_t C, int64_t size, int64_t begin,
+                               int64_t first) {
+  const int64_t columns = size - begin, inputs = C - first;
+  if (columns <= 0 || inputs <= 0) {
+    return {};
+  }
+  return {linear.weight + panel_offset(begin, linear.panel_stride) +
+              first / Operand<scalar_t>::kPerUnit * kPanel,
+          linear.panel_stride, columns < kTileColumns ? columns : kTileColumns,
+          right_units<scalar_t>(inputs < kSumBlock ? inputs : kSumBlock)};
 }
 
 // The same, complete.
@@ -110,10 +126,13 @@ inline void store_linear_columns(const LinearArgs& linear, const float* tokens, 
 // x[:, begin:begin + columns] += those columns of a layer that has `size`
 //   tokens: [rows, row_units(C)]   x: [rows, size]   begin: a multiple of kTileColumns
 //   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
+//   next_begin: where the same thread will go on, as a rule; `size` or more: nowhere
 template <class scalar_t>
 inline void residual_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
-                             int64_t begin, int64_t columns, int64_t size, float* x, float* sums) {
-  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns);
+                             int64_t begin, int64_t columns, int64_t size, int64_t next_begin,
+                             float* x, float* sums) {
+  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns,
+                             first_panels<scalar_t>(linear, C, size, next_begin, 0));
   add_residual<scalar_t>(linear, begin, columns, rows, sums, kTileColumns, x + begin, size);
 }
 

@@ -50,18 +50,23 @@ inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns,
 
 // hidden[:, 0:count] <- gelu(tokens fc1 + bias), columns [begin, begin + count) of the hidden layer
 //   tokens: [rows, row_units(C)]   hidden: units, rows hidden_stride apart, at the range's first
-//   begin: a multiple of kGeluColumns
+//   begin: a multiple of kGeluColumns   next: what is multiplied after them
 template <class scalar_t>
 inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t rows, int64_t begin,
-                           int64_t count, float* hidden, int64_t hidden_stride, float* sums) {
+                           int64_t count, float* hidden, int64_t hidden_stride, float* sums,
+                           const NextPanels& next) {
   constexpr int64_t width = kGeluColumns<scalar_t>;
   const int64_t stride = row_units<scalar_t>(args.C);
   for (int64_t j = 0; j < count; j += width) {
     const int64_t columns = count - j < width ? count - j : width;
+    const NextPanels following =
+        j + width < count
+            ? first_panels<scalar_t>(args.fc1, args.C, args.hidden, begin + j + width, 0)
+            : next;
     for (int64_t i = 0; i < rows; i += kGeluRows) {
       const int64_t height = rows - i < kGeluRows ? rows - i : kGeluRows;
       multiply_columns<scalar_t>(args.fc1, tokens + i * stride, height, args.C, begin + j, columns,
-                                 sums, width);
+                                 sums, width, i == 0 ? following : NextPanels{});
       for (int64_t r = 0; r < height; ++r) {
         gelu_to_units<scalar_t>(args.fc1, begin + j, columns, sums + r * width,
                                 hidden + (i + r) * hidden_stride + row_units<scalar_t>(j));
@@ -89,10 +94,12 @@ inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch
   layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
-    hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums);
+    hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums,
+                             first_panels<scalar_t>(args.fc2, args.hidden, C, 0, h));
+    const NextPanels next = first_panels<scalar_t>(args.fc1, C, args.hidden, h + kHiddenBlock, 0);
     gemm<scalar_t>(rows, C, right_units<scalar_t>(count), hidden, hidden_stride,
                    args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
-                   args.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
+                   args.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0, next);
   }
   add_residual<scalar_t>(args.fc2, 0, C, rows, out, out_stride, x, C);
 }

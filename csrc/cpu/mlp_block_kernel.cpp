@@ -36,21 +36,24 @@ void run_columns(const MlpArgs& args, int64_t rows, float* x) {
   const auto row_units = PVT_BEST_LEVEL(row_units<scalar_t>);
   const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>), tile = PVT_BEST_LEVEL(kTileColumns);
   const int64_t C_units = row_units(args.C), hidden_units = row_units(args.hidden);
+  const int64_t threads = torch::stable::get_num_threads();  // take turns, as a rule
   float* tokens = thread_scratch<Scratch::kShared>(rows * (C_units + hidden_units));
   float* hidden = tokens + rows * C_units;
 
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {
     normalise(x + begin * args.C, args.C, end - begin, args.C, args.norm, tokens + begin * C_units);
   });
+  const auto first_panels = PVT_BEST_LEVEL(first_panels<scalar_t>);
   parallel_tasks((args.hidden + width - 1) / width, [&](int64_t task) {
     const int64_t begin = task * width;
     up(args, tokens, rows, begin, std::min(width, args.hidden - begin), hidden + row_units(begin),
-       hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize<scalar_t>)));
+       hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize<scalar_t>)),
+       first_panels(args.fc1, args.C, args.hidden, begin + threads * width, 0));
   });
   parallel_tasks((args.C + tile - 1) / tile, [&](int64_t task) {
     const int64_t begin = task * tile;
-    down(args.fc2, hidden, rows, args.hidden, begin, std::min(tile, args.C - begin), args.C, x,
-         thread_scratch(rows * tile));
+    down(args.fc2, hidden, rows, args.hidden, begin, std::min(tile, args.C - begin), args.C,
+         begin + threads * tile, x, thread_scratch(rows * tile));
   });
 }
 

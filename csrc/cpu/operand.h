@@ -38,7 +38,7 @@ struct Operand {
   static constexpr int kHeader = 0;
 
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
+  static void multiply_add(Vec left, Vec right, Vec& sum) { sum = fmadd(left, right, sum); }
   static Vec first_sum(const float* /*header*/) { return Vec{}; }
   static Vec total(Vec sum, const float* /*header*/) { return sum; }
 

@@ -14,8 +14,8 @@ struct Operand<BFloat16> {
   static constexpr int kSteps = 1;
 
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+  static void multiply_add(Vec left, Vec right, Vec& sum) {
+    sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
   }
 #else
   using Element = RoundedFloat;
@@ -25,7 +25,7 @@ struct Operand<BFloat16> {
   static Vec right_part(Vec unit, int step) {
     return step == 0 ? (Vec)((IntVec)unit << 16) : (Vec)((IntVec)unit & -65536);
   }
-  static Vec multiply_add(Vec left, Vec right, Vec sum) { return fmadd(left, right, sum); }
+  static void multiply_add(Vec left, Vec right, Vec& sum) { accumulate(left, right, sum); }
 #endif
   static Vec first_sum(const float* /*header*/) { return Vec{}; }
   static Vec total(Vec sum, const float* /*header*/) { return sum; }

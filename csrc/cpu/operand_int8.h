@@ -20,8 +20,8 @@ struct Operand<int8_t> {
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
   using Integer = int8_t;
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
-  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
-    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
+  static void multiply_add(Vec left, Vec right, IntVec& sum) {
+    sum = (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
   }
 #elif PVT_LEVEL == PVT_LEVEL_AVX512
   using Integer = int16_t;  // the instruction for bytes would saturate
@@ -30,9 +30,7 @@ struct Operand<int8_t> {
                                            byte_pair(1, step), byte_pair(0, step));
     return (Vec)_mm512_shuffle_epi8((__m512i)unit, pair);
   }
-  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
-    return sum + (IntVec)_mm512_madd_epi16((__m512i)left, (__m512i)right);
-  }
+  static void multiply_add(Vec left, Vec right, IntVec& sum) { accumulate_pairs(left, right, sum); }
 #elif PVT_LEVEL == PVT_LEVEL_AVX2
   using Integer = int16_t;
   static Vec right_part(Vec unit, int step) {
@@ -40,14 +38,12 @@ struct Operand<int8_t> {
         byte_pair(0, step), byte_pair(1, step), byte_pair(2, step), byte_pair(3, step)));
     return (Vec)_mm256_shuffle_epi8((__m256i)unit, pair);
   }
-  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
-    return sum + (IntVec)_mm256_madd_epi16((__m256i)left, (__m256i)right);
-  }
+  static void multiply_add(Vec left, Vec right, IntVec& sum) { accumulate_pairs(left, right, sum); }
 #else
   using Integer = int32_t;
   static Vec right_part(Vec unit, int step) { return (Vec)(((IntVec)unit >> 8 * step) & 255); }
-  static IntVec multiply_add(Vec left, Vec right, IntVec sum) {
-    return sum + (IntVec)left * (IntVec)right;
+  static void multiply_add(Vec left, Vec right, IntVec& sum) {
+    sum += (IntVec)left * (IntVec)right;
   }
 #endif
   static constexpr int kSteps = sizeof(Integer);

@@ -50,18 +50,39 @@ inline Vec fmadd(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// Ends what computes v here, in a register. Left alone, compilers begin more of a long unrolled
-// computation at once than there are registers, and spill.
-template <class Vector>
-inline void keep_in_register(Vector& v) {
-#if PVT_LEVEL >= PVT_LEVEL_AVX512
-  asm volatile("" : PVT_AVX512_REGISTER(v));
-#elif defined(__x86_64__)
-  asm volatile("" : "+x"(v));
+// sum += a * b   and, for 16-bit integers, sum += the products of the lanes' pairs
+//
+// For loops with as many sums as there are registers. Written as instructions, each is done when
+// its turn comes and its sum stays where it is; GCC 12, left to itself, begins more products at
+// once than it has registers for. (In a test the wider instructions may be emulated.)
+#if PVT_LEVEL == PVT_LEVEL_AVX2
+#define PVT_REGISTER "x"
+#elif PVT_LEVEL >= PVT_LEVEL_AVX512 && !defined(PVT_EMULATED_AVX512)
+#define PVT_REGISTER "v"
+#endif
+
+inline void accumulate(Vec a, Vec b, Vec& sum) {
+#if defined(PVT_REGISTER)
+  asm volatile("vfmadd231ps %2, %1, %0" : "+" PVT_REGISTER(sum) : PVT_REGISTER(a), PVT_REGISTER(b));
 #else
-  (void)v;
+  sum = fmadd(a, b, sum);
 #endif
 }
+
+#if PVT_LEVEL >= PVT_LEVEL_AVX2
+inline void accumulate_pairs(Vec a, Vec b, IntVec& sum) {
+#if defined(PVT_REGISTER)
+  Vec product;
+  asm volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+               : "+" PVT_REGISTER(sum), "=&" PVT_REGISTER(product)
+               : PVT_REGISTER(a), PVT_REGISTER(b));
+#else
+  sum += (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#endif
+}
+#endif
+
+#undef PVT_REGISTER
 
 // All bits of the first `count` lanes.
 inline IntVec lanes_before(int64_t count) {

@@ -13,7 +13,7 @@
 // In place of what foreach_level.h would allow.
 #define PVT_AVX512_FEATURES "avx2,fma,f16c"
 #define PVT_AVX512_BF16_FEATURES "avx2,fma,f16c"
-#define PVT_AVX512_REGISTER "+m"
+#define PVT_EMULATED_AVX512
 
 // With the same features, so that vectors are passed in the same way.
 #pragma GCC push_options

@@ -23,7 +23,7 @@ std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 
   return values;
 }
 
-#if defined(PVT_AVX512_FEATURES)  // emulated_avx512.h
+#if defined(PVT_EMULATED_AVX512)
 constexpr bool kEmulated = true;
 #else
 constexpr bool kEmulated = false;

@@ -24,7 +24,8 @@ struct Bodies {
     for (int64_t j = 0; j < args.hidden; j += width) {
       std::vector<float> sums(kHiddenScratchSize<scalar_t>);
       hidden_columns<scalar_t>(args, tokens.data(), rows, j, std::min(width, args.hidden - j),
-                               hidden.data() + row_units<scalar_t>(j), hidden_units, sums.data());
+                               hidden.data() + row_units<scalar_t>(j), hidden_units, sums.data(),
+                               first_panels<scalar_t>(args.fc1, args.C, args.hidden, j + width, 0));
     }
     project<scalar_t>(args, hidden, rows, x);
   }
@@ -35,8 +36,8 @@ struct Bodies {
     for (int64_t j = 0; j < args.C; j += kTileColumns) {
       std::vector<float> sums(rows * kTileColumns);
       residual_columns<scalar_t>(args.fc2, hidden.data(), rows, args.hidden, j,
-                                 std::min<int64_t>(kTileColumns, args.C - j), args.C, x.data(),
-                                 sums.data());
+                                 std::min<int64_t>(kTileColumns, args.C - j), args.C,
+                                 j + kTileColumns, x.data(), sums.data());
     }
   }
 
