@@ -7,7 +7,7 @@ import sys
 import cases
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from running import in_a_process, in_eight_threads, same_bits_for_any_number_of_threads
 from torch import Tensor
@@ -41,6 +41,8 @@ def check(name, *draws):
 
 
 def check_draws(name, case, dtypes):
+    # A block of one input is quantised without any error, beside which that of GELU would count.
+    assume(getattr(case, "hidden", 2) > 1 or dtypes[1] != torch.int8)
     torch.manual_seed(0)
     # Of one channel, every token is the same after its LayerNorm: one rounding error per draw.
     draws = 8 if case.C >= 8 else 64

@@ -86,7 +86,7 @@ struct HiddenRows {
     for (int64_t i = 0; i < rows; ++i) {
       if constexpr (kQuantised) {
         Operand<scalar_t>::to_left(at(i, 0), columns, units + i * unit_stride);
-      } else if (columns % kPerFloat != 0) {
+      } else if (columns % Operand<scalar_t>::kPerUnit != 0) {
         *at(i, columns) = Element{0.f};  // the pair of the last one
       }
     }

@@ -19,7 +19,7 @@
 #include "cpu/args.h"
 #include "cpu/cpu_level.h"
 #include "cpu/float_types.h"
-#include "cpu/gelu_table.h"
+#include "cpu/polynomials.h"
 
 #if defined(__clang__)
 #define PVT_PRAGMA(text) _Pragma(#text)

@@ -1,14 +1,15 @@
 // The pointer-level body of sra_attention, compiled once per CPU level (foreach_level.h).
 //
 // Keys and values are few (49 at 224 x 224), so those of a head are packed once into panels that
-// stay in the first-level caches while the queries stream past, six rows at a time. More than
-// kKeyBlock keys are taken block by block with a running maximum, as in FlashAttention.
+// stay in the caches while the queries stream past, kQueryRows at a time. More than kKeyBlock keys
+// are taken block by block with a running maximum, as in FlashAttention.
 #ifndef PVT_BODY_SRA_ATTENTION
 #define PVT_BODY_SRA_ATTENTION
 
 #include "cpu/gemm.h"
 
-constexpr int64_t kKeyBlock = 512;  // 6 rows of scores: 12 KB
+constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kQueryRows = 4 * kTileRows;  // they share each key read; their scores take 12 KB
 
 // The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
 // values follow as units along the keys, [panels][units of kv_len][kPanel].
@@ -54,25 +55,26 @@ inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim
   }
 }
 
-// s_j <- exp(scale * s_j - m), returns sum_j s_j, with the running maximum m <- max(m, scale *
+// The softmax is taken of powers of two: 2^(scale2 * s_j), scale2 = scale / ln 2.
+constexpr float kLog2E = 1.44269504088896341f;
+
+// s_j <- 2^(scale2 * s_j - m), returns sum_j s_j, with the running maximum m <- max(m, scale2 *
 // s_j). What pads the last vector becomes 0.
-inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
-  const int64_t padded = round_up(keys, kLanes);
+inline float softmax_row(float* s, int64_t keys, float scale2, float* m) {
+  const Vec scale = broadcast(scale2);
+  const auto without_padding = [=](Vec v, int64_t j) {
+    return j + kLanes > keys ? first_lanes(v, keys - j, -INFINITY) : v;
+  };
   Vec best = broadcast(*m);
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    Vec scaled = load(s + j) * scale;
-    if (j + kLanes > keys) {
-      scaled = first_lanes(scaled, keys - j, -INFINITY);
-    }
-    store(s + j, scaled);
-    best = max(best, scaled);
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    best = max(best, without_padding(load(s + j) * scale, j));
   }
   *m = reduce_max(best);
   // A block of nothing but -inf has no weight yet, rather than -inf - (-inf).
-  const float shift = *m == -INFINITY ? 0.f : *m;
+  const Vec shift = broadcast(*m == -INFINITY ? 0.f : -*m);
   Vec sum{};
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp_nonpositive(load(s + j) - shift);
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    const Vec p = exp2_nonpositive(without_padding(fmadd(load(s + j), scale, shift), j));
     store(s + j, p);
     sum += p;
   }
@@ -81,11 +83,10 @@ inline float softmax_row(float* s, int64_t keys, float scale, float* m) {
 
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kTileRows *
-         (round_up(head_dim, 2) + 2 * round_up(kKeyBlock, kPanel) + round_up(head_dim, kPanel));
+  return kQueryRows * (round_up(head_dim, 2) + 2 * kKeyBlock + round_up(head_dim, kPanel));
 }
 
-// softmax(scale * q k^T) v for `num_rows` queries of one head, a tile of rows at a time.
+// softmax(scale * q k^T) v for `num_rows` queries of one head, kQueryRows at a time.
 //   packed: see pack_head
 //   read(row, units): the row's query as units   write(row, o): takes its output, [head_dim] floats
 template <class scalar_t, class Read, class Write>
@@ -94,20 +95,19 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
   using Op = Operand<scalar_t>;
   const int64_t depth = right_units<scalar_t>(head_dim), q_size = left_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
-  const int64_t s_stride = round_up(kKeyBlock, kPanel);
-  float* q_tile = scratch;                 // [kTileRows, q_size]
-  float* s = q_tile + kTileRows * q_size;  // [kTileRows, s_stride]
-  float* p = s + kTileRows * s_stride;     // [kTileRows, s_stride], s as units
-  float* o = p + kTileRows * s_stride;     // [kTileRows, o_stride]
+  float* q_tile = scratch;                  // [kQueryRows, q_size]
+  float* s = q_tile + kQueryRows * q_size;  // [kQueryRows, kKeyBlock]
+  float* p = s + kQueryRows * kKeyBlock;    // [kQueryRows, kKeyBlock], s as units
+  float* o = p + kQueryRows * kKeyBlock;    // [kQueryRows, o_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
-  for (int64_t row = 0; row < num_rows; row += kTileRows) {
-    const int64_t rows = num_rows - row < kTileRows ? num_rows - row : kTileRows;
+  for (int64_t row = 0; row < num_rows; row += kQueryRows) {
+    const int64_t rows = num_rows - row < kQueryRows ? num_rows - row : kQueryRows;
     for (int64_t i = 0; i < rows; ++i) {
       read(row + i, q_tile + i * q_size);
     }
-    float m[kTileRows], l[kTileRows];
+    float m[kQueryRows], l[kQueryRows];
     for (int64_t i = 0; i < rows; ++i) {
       m[i] = -INFINITY;
       l[i] = 0.f;
@@ -116,23 +116,23 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
-                     s_stride, /*accumulate=*/false);
-      // s <- exp(scale * s - m);  l <- l * delta + sum s;  o <- o * delta
+                     kKeyBlock, /*accumulate=*/false);
+      // s <- 2^(scale2 * s - m);  l <- l * delta + sum s;  o <- o * delta
       for (int64_t i = 0; i < rows; ++i) {
         const float previous = m[i];
-        const float sum = softmax_row(s + i * s_stride, num_keys, scale, &m[i]);
+        const float sum = softmax_row(s + i * kKeyBlock, num_keys, scale * kLog2E, &m[i]);
         if (first > 0 && m[i] != previous) {
-          const float delta = std::exp(previous - m[i]);
+          const float delta = std::exp2(previous - m[i]);
           l[i] *= delta;
           for (int64_t d = 0; d < o_stride; d += kLanes) {
             store(o + i * o_stride + d, load(o + i * o_stride + d) * delta);
           }
         }
         l[i] += sum;
-        Op::to_left(s + i * s_stride, num_keys, p + i * s_stride);
+        Op::to_left(s + i * kKeyBlock, num_keys, p + i * kKeyBlock);
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), p, s_stride,
+      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), p, kKeyBlock,
                      values + first / Op::kPerUnit * kPanel, right_units<scalar_t>(kv_len) * kPanel,
                      o, o_stride, /*accumulate=*/first > 0);
     }

@@ -173,34 +173,21 @@ inline float reduce_max_bits(IntVec v) {
   return largest;
 }
 
-// exp(x) for x <= 0, within 1.5 units in the last place down to x = -87.3; 0 below that, NaN for
-// NaN.
-//   x = n ln2 + r, |r| <= ln2 / 2;  exp(x) = 2^n p(r), p of degree 6 (Taylor with the last
-//   coefficients adjusted as in Cephes' expf).
-inline Vec exp_nonpositive(Vec x) {
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec lowest = broadcast(-87.3f);
+// 2^x for x <= 0 (or barely above), within 1.5 units in the last place; 0 from x = -126.5 down, NaN
+// for NaN.
+//   x = n + f, |f| <= 1/2;  2^x = 2^n (1 + f Q(f))
+inline Vec exp2_nonpositive(Vec x) {
+  // Adding it rounds to an integer n and leaves n + 127, the exponent of 2^n, in the lowest bits.
+  constexpr float kRound = 12582912.f + 127.f;
+  const Vec lowest = broadcast(-127.f);  // whose exponent is that of zero
   const Vec clamped = x < lowest ? lowest : x;
-  const Vec shifted = fmadd(clamped, broadcast(1.44269504088896341f), broadcast(kRound));
-  const Vec n = shifted - kRound;
-  Vec r = fmadd(n, broadcast(-0.693359375f), clamped);
-  r = fmadd(n, broadcast(2.12194440e-4f), r);
-  Vec p = broadcast(1.9875691500e-4f);
-  p = fmadd(p, r, broadcast(1.3981999507e-3f));
-  p = fmadd(p, r, broadcast(8.3334519073e-3f));
-  p = fmadd(p, r, broadcast(4.1665795894e-2f));
-  p = fmadd(p, r, broadcast(1.6666665459e-1f));
-  p = fmadd(p, r, broadcast(5.0000001201e-1f));
-  p = fmadd(p, r * r, r) + 1.f;
-  // 2^n by adding n to the exponent: n's low bits are the low bits of `shifted`.
-  IntVec bits, power;
-  __builtin_memcpy(&bits, &p, sizeof bits);
-  __builtin_memcpy(&power, &shifted, sizeof power);
-  bits += power << 23;
-  Vec result;
-  __builtin_memcpy(&result, &bits, sizeof result);
-  result = x < lowest ? Vec{} : result;
-  return x == x ? result : x;
+  const Vec shifted = clamped + kRound;
+  const Vec f = clamped - (shifted - kRound);
+  Vec q = broadcast(kExp2Q[5]);
+  for (int i = 4; i >= 0; --i) {
+    q = fmadd(q, f, broadcast(kExp2Q[i]));
+  }
+  return fmadd(q, f, broadcast(1.f)) * (Vec)((IntVec)shifted << 23);
 }
 
 #endif  // PVT_BODY_VEC

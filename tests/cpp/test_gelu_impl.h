@@ -14,8 +14,8 @@ inline void coarse_gelu_of(const float* x, int64_t count, float* y) {
   }
 }
 
-inline void exp_of(const float* x, int64_t count, float* y) {
+inline void exp2_of(const float* x, int64_t count, float* y) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    store(y + i, exp_nonpositive(load(x + i)));
+    store(y + i, exp2_nonpositive(load(x + i)));
   }
 }
