@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kOpsVersion = 3;
+constexpr int64_t kOpsVersion = 4;
 
 std::string compiler() {
 #if defined(__clang__)

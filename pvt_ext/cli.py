@@ -1,4 +1,4 @@
-"""The command ``pvt``: list, summary, export, predict, info.
+"""The command ``pvt``: list, summary, export, predict, bench, info.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad arguments.
 """
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import pvt_ext
+from pvt_ext.bench import DTYPES, bench
 from pvt_ext.download import DownloadError
 from pvt_ext.export import WeightsSource, export_torchscript, load_torchscript
 from pvt_ext.model import create_model
@@ -199,6 +200,51 @@ def predict(
             print(json.dumps(answer, ensure_ascii=False) if format == "json" else _as_text(answer))
     if failures:
         raise typer.Exit(1)
+
+
+@app.command("bench")
+def bench_(
+    name: Name,
+    dtype: Annotated[
+        list[Literal["fp32", "bf16", "int8"]] | None,
+        typer.Option(help="May be repeated. [default: all]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    size: Size = "224",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; default PyTorch's choice.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to measure for.")] = 5.0,
+    format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: one object a line.")
+    ] = "text",
+) -> None:
+    """Speed on this machine, packed in each precision, beside plain PyTorch.
+
+    Weights and images are random: speed does not depend on them.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    print(
+        f"pvt: {name}, batch {batch}, {size}, {torch.get_num_threads()} threads, "
+        f"CPU level {pvt_ext.cpu_level()}, torch {torch.__version__}",
+        file=sys.stderr,
+    )
+    timings = bench(
+        name, dtypes=dtype or tuple(DTYPES), batch=batch, size=parse_size(size), seconds=seconds
+    )
+    if format == "json":
+        for timing in timings:
+            print(json.dumps(timing.as_dict()))
+        return
+    table = Table("", box=None)
+    for heading in ("median ms", "quartiles", "images/s", "ratio", "error"):
+        table.add_column(heading, justify="right")
+    for t in timings:
+        quartiles = f"{t.low_ms:.1f}..{t.high_ms:.1f}"
+        numbers = (f"{t.images_per_s:.1f}", f"{t.ratio:.2f}", f"{t.error:.1e}")
+        table.add_row(t.name, f"{t.median_ms:.1f}", quartiles, *numbers)
+    Console().print(table)
 
 
 def _load_official(model: pvt_ext.model.PVT) -> str | None:

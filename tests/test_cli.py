@@ -16,6 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import pvt_ext
+from pvt_ext.bench import bench
 from pvt_ext.cli import app, main
 from pvt_ext.export import load_torchscript, read_metadata
 from pvt_ext.inference import pack
@@ -76,6 +77,27 @@ def test_info() -> None:
     assert facts["version"] == pvt_ext.__version__
     assert facts["cpu_level"] == pvt_ext.cpu_level()
     assert Path(facts["ops_library"]).is_file()
+
+
+def test_bench() -> None:
+    options = ("--size", "64", "--seconds", 0, "--dtype", "fp32", "--dtype", "int8")
+    result = pvt("bench", "pvt_v2_b0", "--batch", 2, *options, "--format", "json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["name"] for row in rows] == ["pytorch fp32", "pvt fp32", "pvt int8"]
+    plain, exact, coarse = rows
+    assert plain["ratio"] == 1
+    assert plain["error"] == 0
+    assert exact["error"] < 1e-5 < coarse["error"] < 0.1
+    for row in rows:
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["images_per_s"] == pytest.approx(2e3 / row["median_ms"])
+        assert row["ratio"] == pytest.approx(plain["median_ms"] / row["median_ms"])
+    text = pvt("bench", "pvt_v2_b0", *options).stdout
+    assert [line.split()[:2] for line in text.splitlines()[1:]] == [
+        ["pytorch", "fp32"],
+        ["pvt", "fp32"],
+        ["pvt", "int8"],
+    ]
 
 
 def test_export_random_weights_follow_the_seed(model_file: Path) -> None:
@@ -287,6 +309,10 @@ def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert failure(capsys, "summary", "pvt_tiny", "--size", "16") == (
         1, "PVT: expected an image of at least 32 x 32, got 16 x 16",
     )  # fmt: skip
+    with pytest.raises(ValueError, match="dtypes: expected some of fp32, bf16, int8, got 'fp8'"):
+        bench("pvt_tiny", dtypes=["fp8"])
+    with pytest.raises(ValueError, match="batch: expected at least 1 image, got 0"):
+        bench("pvt_tiny", batch=0)
     code, line = failure(capsys, "export", "pvt_tiny", "--labels", tmp_path / "absent.txt")
     assert code == 1
     assert "No such file" in line
@@ -300,6 +326,8 @@ def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["summary", "pvt_tiny", "--size", "0"], "got '0'"),
         (["export", "pvt_tiny", "--dtype", "fp8"], "'--dtype'"),  # the rest is typer's wording
         (["predict", "a.pt", "b.jpg", "--topk", "0"], "'--topk'"),
+        (["bench", "pvt_tiny", "--dtype", "fp8"], "'--dtype'"),
+        (["bench", "pvt_tiny", "--batch", "0"], "'--batch'"),
         (["fly"], "'fly'"),
     ],
 )
