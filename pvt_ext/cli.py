@@ -68,6 +68,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_dtypes(dtypes: list[str] | None) -> list[str] | None:
+    for dtype in dtypes or ():
+        if dtype not in DTYPES:
+            raise typer.BadParameter(f"expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return dtypes
+
+
 Name = Annotated[
     str, typer.Argument(metavar="NAME", callback=check_name, help="Model, as in `pvt list`.")
 ]
@@ -206,8 +213,10 @@ def predict(
 def bench_(
     name: Name,
     dtype: Annotated[
-        list[Literal["fp32", "bf16", "int8"]] | None,
-        typer.Option(help="May be repeated. [default: all]"),
+        list[str] | None,
+        typer.Option(
+            callback=check_dtypes, help="fp32, bf16 or int8; may be repeated; default all."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     size: Size = "224",
