@@ -117,7 +117,19 @@ constexpr Tolerance kTolerance = {2e-6, 1e-5};
 template <>
 constexpr Tolerance kTolerance<BFloat16> = {1. / 200, 1. / 32};
 template <>
-constexpr Tolerance kTolerance<int8_t> = {1. / 50, 1. / 8};
+constexpr Tolerance kTolerance<int8_t> = {1. / 50, 1. / 16};
+
+// Nine taps on quantised values, quantised again.
+template <class scalar_t>
+constexpr Tolerance kConvMlpTolerance = kTolerance<scalar_t>;
+template <>
+constexpr Tolerance kConvMlpTolerance<int8_t> = {1. / 50, 1. / 8};
+
+// A single product.
+template <class scalar_t>
+constexpr Tolerance kConvolutionTolerance = kTolerance<scalar_t>;
+template <>
+constexpr Tolerance kConvolutionTolerance<BFloat16> = {1. / 200, 1. / 64};
 
 void check_close(const std::vector<float>& values, const Matrix& expected, Tolerance tolerance) {
   double squares = 0;
@@ -244,7 +256,7 @@ void check_conv_mlp() {
 
     std::vector<float> whole = x, in_bands = x, by_columns = x;
     Level::template conv_mlp_in_bands<scalar_t>(args, whole, 1);
-    check_close(whole, expected, kTolerance<scalar_t>);
+    check_close(whole, expected, kConvMlpTolerance<scalar_t>);
     Level::template conv_mlp_in_bands<scalar_t>(args, in_bands, std::min<int64_t>(3, c.H));
     check_equal(in_bands, whole);
     Level::template conv_mlp_by_columns<scalar_t>(args, by_columns);
@@ -353,7 +365,7 @@ void check_convolution() {
       patches.push_back(patch);
     }
     check_close(Level::template convolve<scalar_t>(args, x, int64_t(patches.size())), conv(patches),
-                kTolerance<scalar_t>);
+                kConvolutionTolerance<scalar_t>);
   }
 }
 
