@@ -41,27 +41,31 @@ def build_info() -> dict[str, Any]:
 
 # The operators have to be there before a module that uses them is scripted, hence the order.
 from pvt_ext import block_ops, nn, ops  # noqa: E402
+from pvt_ext.backbone import Backbone, pad_images  # noqa: E402
 from pvt_ext.inference import pack  # noqa: E402
-from pvt_ext.model import PVT, create_model  # noqa: E402
+from pvt_ext.model import PVT, create_backbone, create_model  # noqa: E402
 from pvt_ext.preprocess import Preprocess, load_image  # noqa: E402
 
 from pvt_ext.export import export_torchscript, load_torchscript  # noqa: E402  # isort: skip
 from pvt_ext.summary import summary  # noqa: E402
 from pvt_ext.variants import list_models  # noqa: E402
-from pvt_ext.weights import load_official, load_weights  # noqa: E402
+from pvt_ext.weights import load_official, load_published, load_weights, save_weights  # noqa: E402
 
 __all__ = [
     "PVT",
+    "Backbone",
     "Preprocess",
     "__version__",
     "block_ops",
     "build_info",
     "cpu_level",
+    "create_backbone",
     "create_model",
     "export_torchscript",
     "list_models",
     "load_image",
     "load_official",
+    "load_published",
     "load_torchscript",
     "load_weights",
     "nn",
@@ -69,5 +73,7 @@ __all__ = [
     "ops_library",
     "ops_version",
     "pack",
+    "pad_images",
+    "save_weights",
     "summary",
 ]

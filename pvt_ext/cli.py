@@ -1,4 +1,4 @@
-"""The command ``pvt``: list, summary, export, predict, bench, info.
+"""The command ``pvt``: list, summary, weights, convert, export, predict, bench, info.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad arguments.
 """
@@ -24,14 +24,16 @@ import torch
 from torch import Tensor
 
 import pvt_ext
+from pvt_ext.backbone import Pyramid
 from pvt_ext.bench import DTYPES, bench
 from pvt_ext.download import DownloadError
-from pvt_ext.export import WeightsSource, export_torchscript, load_torchscript
-from pvt_ext.model import create_model
+from pvt_ext.export import export_torchscript, load_torchscript
+from pvt_ext.model import create_backbone, create_model
 from pvt_ext.preprocess import load_image
+from pvt_ext.published import PUBLISHED
 from pvt_ext.summary import summary
 from pvt_ext.variants import VARIANTS, list_models
-from pvt_ext.weights import PUBLISHED, load_official, load_weights
+from pvt_ext.weights import LoadReport, load_published, load_weights, save_weights
 
 app = typer.Typer(
     help="Pyramid Vision Transformer: models, export and prediction.",
@@ -88,11 +90,57 @@ def list_() -> None:
     for heading in ("parameters", "GMAC at 224", "ImageNet top-1 %", "weights, MB"):
         table.add_column(heading, justify="right")
     for name in list_models():
-        size, published = summary(name), PUBLISHED.get(name)
+        size, published = summary(name), PUBLISHED.get(f"official/{name}")
         columns = [name, f"{size.parameters:,}", f"{size.macs / 1e9:.3f}"]
         columns += [f"{published.top1}", f"{published.megabytes}"] if published else ["-", "-"]
         table.add_row(*columns)
     Console().print(table)
+
+
+@app.command("weights")
+def weights_() -> None:
+    """Table of the weight files that are published, by the authors and by others."""
+    table = Table("name", "model", box=None)
+    for heading in ("ImageNet top-1 %", "COCO box AP", "MB"):
+        table.add_column(heading, justify="right")
+    table.add_column("SHA-256")
+    for name, file in PUBLISHED.items():
+        numbers = (file.top1, file.box_ap, file.megabytes)
+        table.add_row(
+            name,
+            file.variant,
+            *("-" if number is None else f"{number}" for number in numbers),
+            f"{file.sha256}..." if file.sha256 else "not recorded",
+        )
+    Console(width=max(Console().width, 110)).print(table)
+
+
+@app.command()
+def convert(
+    name: Name,
+    weights: Annotated[
+        str, typer.Argument(metavar="WEIGHTS", help="A file, or a name in `pvt weights`.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="File to write: .safetensors or .pth.")
+    ],
+    to: Annotated[
+        Literal["pvt_ext", "official", "timm"], typer.Option(help="Whose names to write.")
+    ] = "pvt_ext",
+    num_classes: Annotated[int, typer.Option(min=0, help="Classes of the weights.")] = 1000,
+    backbone: Annotated[
+        bool, typer.Option(help="Without head, class token and final norm, as a detector has it.")
+    ] = False,
+) -> None:
+    """Read weights of any library and write them with the names of another.
+
+    Nothing is written unless every tensor of the model was found, and nothing else.
+    """
+    _check_overwrites([output], [Path(weights)])
+    model = create_backbone(name) if backbone else create_model(name, num_classes=num_classes)
+    report = _load(model, weights)
+    save_weights(model, output, format=to)
+    print(f"{report}; written to {output} ({to})", file=sys.stderr)
 
 
 @app.command("summary")
@@ -118,7 +166,8 @@ def info() -> None:
 def export(
     name: Name,
     weights: Annotated[
-        str, typer.Option(help="official (download), random, or a checkpoint file.")
+        str,
+        typer.Option(help="official (download), random, a name in `pvt weights`, or a file."),
     ] = "official",
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     dtype: Annotated[
@@ -147,12 +196,8 @@ def export(
 
     torch.manual_seed(seed)
     model = create_model(name, img_size=size, num_classes=num_classes)
-    source: WeightsSource = "random"
-    sha256 = None
-    if weights == "official":
-        source, sha256 = "official", _load_official(model)
-    elif weights != "random":
-        source, sha256 = "file", load_weights(model, weights).sha256
+    report = None if weights == "random" else _load(model, weights)
+    source = "file" if Path(weights).is_file() else weights
     export_torchscript(
         model,
         path,
@@ -160,7 +205,7 @@ def export(
         dtype=dtype,
         labels=names,
         weights_source=source,
-        weights_sha256=sha256,
+        weights_sha256=report.sha256 if report else None,
         seed=seed if weights == "random" else None,
         command=shlex.join([*command, "-o", str(path)]),
     )
@@ -256,9 +301,13 @@ def bench_(
     Console().print(table)
 
 
-def _load_official(model: pvt_ext.model.PVT) -> str | None:
+def _load(model: Pyramid, weights: str) -> LoadReport:
+    """Fill ``model`` from a file, a published file of that name, or the authors' ("official")."""
+    name = f"official/{model.variant}" if weights == "official" else weights
+    if Path(weights).is_file() or not (weights == "official" or name in PUBLISHED):
+        return load_weights(model, weights)
     try:
-        return load_official(model).sha256
+        return load_published(model, name)
     except DownloadError as error:
         raise DownloadError(f"{error}, or try it with --weights random") from error
 

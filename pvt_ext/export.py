@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,6 @@ from pvt_ext.preprocess import Preprocess
 METADATA = "pvt.json"
 FORMAT = 1  # raised when a reader of pvt.json must change
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-
-WeightsSource = Literal["official", "random", "file", "model"]
 
 
 class ModelFile(nn.Module):
@@ -61,7 +59,7 @@ def export_torchscript(
     preset: str = "paper",
     dtype: str = "fp32",
     labels: Sequence[str] | None = None,
-    weights_source: WeightsSource = "model",
+    weights_source: str = "model",
     weights_sha256: str | None = None,
     seed: int | None = None,
     command: str | None = None,
@@ -79,8 +77,10 @@ def export_torchscript(
         dtype: ``"fp32"``, ``"bf16"`` or ``"int8"``, of weights and arithmetic;
             :func:`~pvt_ext.inference.pack` says of which. Input and output are float32.
         labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
-        weights_source, weights_sha256, seed: where the weights come from, recorded in the file;
-            ``"model"`` says no more than that the model had them.
+        weights_source, weights_sha256, seed: where the weights come from, recorded in the file:
+            ``"official"``, ``"random"``, ``"file"``, a name in
+            :data:`pvt_ext.published.PUBLISHED`, or ``"model"``, which says no more than that the
+            model had them.
         command: what to type to make this file again, recorded in the file.
 
     Returns:

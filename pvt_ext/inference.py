@@ -7,13 +7,15 @@ gradients: to train, keep the original.
 """
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pvt_ext.model import PVT, Stage
+from pvt_ext.backbone import Pyramid
 from pvt_ext.nn import Attention, Block, Mlp, PatchEmbed
 from pvt_ext.packing import pack_convolution, pack_weight
+from pvt_ext.stage import Stage
 
 
 class _Packed(nn.Module):
@@ -224,11 +226,14 @@ class PackedBlock(nn.Module):
         return x
 
 
-def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
+Model = TypeVar("Model", bound=Pyramid)
+
+
+def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A copy of ``model`` for inference, in evaluation mode and without gradients.
 
     Args:
-        model: any variant; it is not changed.
+        model: a PVT or a Backbone, any variant; it is not changed.
         dtype: of the weights of linear layers and convolutions and of what is multiplied by them,
             torch.float32, torch.bfloat16 or torch.int8. Tokens, biases, norms, positions, sums and
             softmax are float32 in all; in int8 patch embeddings and attention itself are bfloat16,
@@ -236,8 +241,8 @@ def pack(model: PVT, dtype: torch.dtype = torch.float32) -> PVT:
             of their own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`).
 
     Returns:
-        a PVT whose patch embeddings and blocks are those of this module. All its weights are
-        buffers; ``forward`` and ``features`` take and give float32.
+        a model of the same class whose patch embeddings and blocks are those of this module. All
+        its weights are buffers; ``forward`` and ``features`` take and give float32.
 
     Raises:
         ValueError: another dtype, or a model that is packed already.

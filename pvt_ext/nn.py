@@ -10,11 +10,12 @@ the patch embedding and after the spatial reduction.
 """
 
 import operator
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from pvt_ext import reference
 
@@ -203,6 +204,8 @@ class Attention(nn.Module):
         reduces = linear or sr_ratio > 1
         self.sr = nn.Conv2d(dim, dim, kernel, stride=kernel) if reduces else None
         self.norm = nn.LayerNorm(dim, eps=EMBED_EPS) if reduces else None
+        self.keep_attn_map = False  # whether forward leaves its probabilities in attn_map
+        self.attn_map: Tensor | None = None
         self.norm_eps = EMBED_EPS  # TorchScript cannot read it from the norm
         self.pool_size = POOL_SIZE  # nor a number of the module file
 
@@ -219,11 +222,14 @@ class Attention(nn.Module):
         """
         q = self.q(x)
         kv = self.kv(self._reduce(x, H, W))
-        if self.fused and not (self.drops_probs and self.training):
+        keep = self.keep_attn_map and not is_scripting()
+        if self.fused and not (keep or (self.drops_probs and self.training)):
             x = torch.ops.pvt.sra_attention(q, kv, self.num_heads, self.scale)
         else:
             k, v = kv.chunk(2, dim=-1)
             probs = reference.attention_weights(q, k, self.num_heads, self.scale)
+            if self.keep_attn_map and not is_scripting():
+                self.attn_map = probs
             probs = self.attn_drop(probs)
             v = v.unflatten(-1, (self.num_heads, -1))  # B, kv_len, h, d
             x = torch.einsum("bhqk,bkhd->bqhd", probs, v).flatten(2)
@@ -238,6 +244,9 @@ class Attention(nn.Module):
         """
         k, _ = self.kv(self._reduce(x, H, W)).chunk(2, dim=-1)
         return reference.attention_weights(self.q(x), k, self.num_heads, self.scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"attn_map": None}  # copies and files are of the module alone
 
     def _reduce(self, x: Tensor, H: int, W: int) -> Tensor:
         # B, N, C -> B, kv_len, C

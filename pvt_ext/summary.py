@@ -7,8 +7,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvt_ext.model import PVT, Stage, create_model
+from pvt_ext.model import PVT, create_model
 from pvt_ext.nn import to_pair
+from pvt_ext.stage import Stage
 
 
 @dataclass(frozen=True)

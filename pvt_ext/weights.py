@@ -1,267 +1,264 @@
 """Read weights into a model: all of them, or none and an error that lists what does not fit.
 
-Published checkpoints and this library name the same tensors differently::
-
-    published                     here
-    patch_embed1.proj.weight      stages.0.patch_embed.proj.weight
-    pos_embed1                    stages.0.pos_embed
-    block1.0.attn.q.weight        stages.0.blocks.0.attn.q.weight
-    block1.0.mlp.dwconv.dwconv.*  stages.0.blocks.0.mlp.dwconv.*     (v2)
-    norm1.weight                  stages.0.norm.weight               (v2)
-    cls_token                     stages.3.cls_token                 (v1)
-    norm.weight, head.weight      the same
+:func:`load_weights` reads the files of five libraries (:mod:`pvt_ext.formats`) and can be asked to
+adapt them to another image size, other channels or other classes; :func:`save_weights` writes them
+back; :func:`load_published` fetches the files that are published (:mod:`pvt_ext.published`).
 """
 
-import argparse
-import math
 import os
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pvt_ext.download import DownloadError, check_file, damaged_entry, download, file_sha256
-from pvt_ext.model import PVT
+from pvt_ext.adapt import fit_channels, fit_cls_rows, fit_positions
+from pvt_ext.backbone import Backbone, Pyramid
+from pvt_ext.checkpoint import listing, named_tensors, read_checkpoint, refuse
+from pvt_ext.download import DownloadError, download, file_sha256
+from pvt_ext.formats import WRITERS, translate
+from pvt_ext.published import PUBLISHED, PublishedFile
 
-
-class Published(NamedTuple):
-    """A checkpoint of the authors: ImageNet-1k top-1 in percent, and size of the file."""
-
-    top1: float
-    megabytes: int
-    sha256: str | None = None  # not published by the authors
-
-
-URL = "https://github.com/whai362/PVT/releases/download/v2/{name}.pth"
-PUBLISHED = {
-    "pvt_tiny": Published(75.1, 51),
-    "pvt_small": Published(79.8, 93),
-    "pvt_medium": Published(81.2, 168),
-    "pvt_large": Published(81.7, 234),
-    "pvt_v2_b0": Published(70.5, 14),
-    "pvt_v2_b1": Published(78.7, 54),
-    "pvt_v2_b2": Published(82.0, 97),
-    "pvt_v2_b2_li": Published(82.1, 86),
-    "pvt_v2_b3": Published(83.1, 173),
-    "pvt_v2_b4": Published(83.6, 239),
-    "pvt_v2_b5": Published(83.8, 313),
-}  # the authors give no file for pvt_huge_v2
+ADAPTATIONS = ("positions", "in_chans", "num_classes")
 
 
 class LoadReport(NamedTuple):
-    """What :func:`load_weights` did."""
+    """What :func:`load_weights` did. Names are this library's."""
 
     source: str  # path, or "state_dict"
-    tensors: int
-    resized: tuple[str, ...]  # position tables that were made for another image size
+    format: str  # official, timm, hf, mmdet or pvt_ext
+    loaded: int  # tensors of the model that were filled
+    adapted: tuple[str, ...]  # "name: what was done"
+    missing: tuple[str, ...]  # in the model only, by permission: as they were
+    unexpected: tuple[str, ...]  # in the file only, by permission: left out
     sha256: str | None  # of the file
 
-
-# ---- names ----
-
-_PARTS = {
-    "patch_embed": "patch_embed",
-    "pos_embed": "pos_embed",
-    "block": "blocks",
-    "norm": "norm",
-}
-_PUBLISHED_NAME = re.compile(r"(patch_embed|pos_embed|block|norm)([1-4])(\..+)?")
-_LIBRARY_NAME = re.compile(r"stages\.([0-3])\.(patch_embed|pos_embed|blocks|norm)(\..+)?")
-_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
-
-
-def library_name(name: str) -> str:
-    """Name here of a published parameter; any other name is returned as it is."""
-    if name == "cls_token":
-        return "stages.3.cls_token"
-    match = _PUBLISHED_NAME.fullmatch(name)
-    if match is None:
-        return name
-    part, stage, rest = match.groups(default="")
-    rest = rest.replace(".mlp.dwconv.dwconv.", ".mlp.dwconv.")
-    return f"stages.{int(stage) - 1}.{_PARTS[part]}{rest}"
-
-
-def published_name(name: str) -> str:
-    """The reverse of :func:`library_name`."""
-    if name == "stages.3.cls_token":
-        return "cls_token"
-    match = _LIBRARY_NAME.fullmatch(name)
-    if match is None:
-        return name
-    stage, part, rest = match.groups(default="")
-    rest = rest.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv.")
-    return f"{part.removesuffix('s')}{int(stage) + 1}{rest}"
-
-
-# ---- loading ----
+    def __str__(self) -> str:
+        parts = [
+            f"{self.loaded} tensors loaded",
+            listing("adapted", self.adapted),
+            listing("not in the file", self.missing),
+            listing("left out", self.unexpected),
+        ]
+        return f"{self.source} ({self.format}): {'; '.join(filter(None, parts))}"
 
 
 def load_weights(
-    model: PVT, source: str | os.PathLike[str] | Mapping[str, Any], *, sha256: str | None = None
+    model: Pyramid,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    adapt: str | Collection[str] = ("positions",),
+    drop: str | Collection[str] = (),
+    sha256: str | None = None,
 ) -> LoadReport:
     """Load every parameter of ``model`` from a file or a state_dict.
 
     Args:
-        model: receives the weights; keeps its dtype and device.
-        source: a ``.pth`` or ``.safetensors`` file, or a state_dict, with the published names or
-            those of this library; also a training checkpoint that holds one under ``model`` or
-            ``state_dict``. A ``module.`` or ``_orig_mod.`` before every name is ignored. Pickled
-            files are read with ``weights_only=True``.
+        model: a PVT or a Backbone; receives the weights, keeps its dtype and device. A Backbone
+            leaves out what it has no use for: head, class token, final norm, later stages.
+        source: a ``.safetensors`` or pickled (``.pth``, ``.bin``, ...) file, or a state_dict, in
+            the names of the authors, timm, Hugging Face, mmdetection or this library; also a
+            training checkpoint that holds one under ``model`` or ``state_dict``, a detector's (of
+            which the backbone is read), or names that all begin with ``module.`` or the like.
+            Pickled files are read with ``weights_only=True``.
+        adapt: what may be made to fit. ``"positions"``: position tables of another (square) image
+            size are resized bilinearly, which gives the same output as resizing them in every
+            forward pass. ``"in_chans"``: the first convolution is given other input channels: one
+            channel gets the sum of the file's, more than the file has repeat them, scaled by their
+            ratio. ``"num_classes"``: a head of another shape, or none, is left out, and the model
+            keeps the one it has.
+        drop: parts that need not match: a name, the beginning of names (``"stages.3"``,
+            ``"head"``), or ``"cls_token"`` with its row in the position table. They are not loaded.
         sha256: expected digest of the file.
 
-    Position tables made for another (square) image size are resized bilinearly, which gives the
-    same output as resizing them in every forward pass.
-
     Raises:
-        ValueError: the file is no checkpoint or has another digest, or any parameter is missing,
-            unexpected, of another shape or without real, finite values. The model is then
-            unchanged.
+        ValueError: the file is no checkpoint, of no known format or has another digest, or any
+            parameter is missing, unexpected, of another shape or without real, finite values. The
+            model is then unchanged.
     """
-    digest = None
-    if isinstance(source, Mapping):
-        origin, checkpoint = "state_dict", source
-    else:
+    permitted = {adapt} if isinstance(adapt, str) else set(adapt)
+    if not permitted <= set(ADAPTATIONS):
+        raise ValueError(f"adapt: expected some of {', '.join(ADAPTATIONS)}, got {adapt!r}")
+    parts = [drop] if isinstance(drop, str) else list(drop)
+    wanted = model.state_dict()
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise ValueError("model: expected one with memory for its weights, got the meta device")
+
+    origin, digest = "state_dict", None
+    if not isinstance(source, Mapping):
         path = Path(source)
-        origin = str(path)
-        checkpoint = read_checkpoint(path)
+        origin, source = str(path), read_checkpoint(path)
         digest = file_sha256(path)
         if sha256 is not None and digest != sha256.lower():
             raise ValueError(f"{path}: expected SHA-256 {sha256}, got {digest}")
 
-    given = _renamed(_unwrap(checkpoint, origin), origin)
-    wanted = model.state_dict()
-    if any(tensor.is_meta for tensor in wanted.values()):
-        raise ValueError("model: expected one with memory for its weights, got the meta device")
-    flaws = {name: _flaw(tensor) for name, tensor in given.items()}
-    _refuse(origin, "not real, dense numbers", [f"{n} ({why})" for n, why in flaws.items() if why])
-    resized = _resize_positions(given, model)
+    format, given, outside = translate(named_tensors(source, origin), origin)
+    fit_cls_rows(given, model, "cls_token" in parts)
+    missing = _take_parts(wanted, parts)
+    unexpected = [*outside, *_take_parts(given, [*parts, *_unused_parts(given, model)])]
+    adapted = []
+    if "num_classes" in permitted and _differs("head.", given, wanted):
+        missing += _take_parts(wanted, ["head"])
+        unexpected += _take_parts(given, ["head"])
+        adapted.append("head: as it was")
+    if "in_chans" in permitted:
+        adapted += fit_channels(given, wanted)
+    if "positions" in permitted:
+        adapted += fit_positions(given, model)
+    _refuse_misfits(origin, format, model.variant, given, wanted)
+
+    ready = _converted(given, wanted, origin)
+    model.load_state_dict(ready, strict=False)
+    return LoadReport(
+        origin, format, len(ready), tuple(adapted), tuple(missing), tuple(unexpected), digest
+    )
+
+
+def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = "pvt_ext") -> None:
+    """Write the weights of ``model`` as a state_dict, for this or another library.
+
+    Args:
+        model: a PVT or a Backbone that is not packed.
+        path: ``.safetensors``, else a ``.pth`` file as ``torch.save`` writes it.
+        format: ``"pvt_ext"``, ``"official"`` (the authors' names) or ``"timm"`` (v2 only).
+
+    Raises:
+        ValueError: another format, or one that cannot hold this model.
+    """
+    if format not in WRITERS:
+        raise ValueError(f"format: expected one of {', '.join(WRITERS)}, got {format!r}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError("model: expected one that is not packed; save the one it was packed from")
+    path = Path(path)
+    state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    state = WRITERS[format](state)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            if path.suffix == ".safetensors":
+                file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
+            else:
+                torch.save(state, file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_published(
+    model: Pyramid,
+    name: str,
+    *,
+    adapt: str | Collection[str] = ("positions",),
+    drop: str | Collection[str] = (),
+    progress: bool = True,
+) -> LoadReport:
+    """Download a published file (once) and load it.
+
+    Args:
+        model: as in :func:`load_weights`; of the variant that the file is for.
+        name: a key of :data:`pvt_ext.published.PUBLISHED`, such as ``"official/pvt_small"``.
+        adapt, drop: as in :func:`load_weights`.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: no such file is published, or it does not fit the model.
+        DownloadError: the file could not be fetched, has changed, or is not what was published.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"no published file {name!r}; `pvt weights` and PUBLISHED list them")
+    file = PUBLISHED[name]
+    if model.variant and model.variant != file.variant:
+        raise ValueError(f"{name} is for {file.variant}, not for {model.variant}")
+    path = download(file.url, name=file.file_name, sha256=file.sha256, progress=progress)
+    return load_weights(model, path, adapt=adapt, drop=drop)
+
+
+def load_official(model: Pyramid, *, progress: bool = True) -> LoadReport:
+    """Download the authors' ImageNet-1k weights of ``model.variant`` (once) and load them.
+
+    They are adapted to the model's image size, channels and classes: see :func:`load_weights`.
+
+    Raises:
+        ValueError: no weights are published for this variant.
+        DownloadError: the file could not be fetched or has changed.
+    """
+    name = f"official/{model.variant}"
+    if name not in PUBLISHED:
+        variants = [file.variant for key, file in PUBLISHED.items() if key.startswith("official/")]
+        raise ValueError(
+            f"no published weights for {model.variant or 'this model'}; "
+            f"there are for {', '.join(variants)}"
+        )
+    return load_published(model, name, adapt=ADAPTATIONS, progress=progress)
+
+
+# ---- comparing ----
+
+
+def _take_parts(tensors: dict[str, Tensor], parts: Collection[str]) -> list[str]:
+    """Remove from ``tensors`` what belongs to one of ``parts``; the names."""
+    taken = [
+        name
+        for name in tensors
+        if any(name == p or name.startswith(p + ".") or name.endswith("." + p) for p in parts)
+    ]
+    for name in taken:
+        del tensors[name]
+    return taken
+
+
+def _unused_parts(given: Mapping[str, Tensor], model: Pyramid) -> list[str]:
+    """Parts of a classifier that a Backbone does without."""
+    if not isinstance(model, Backbone):
+        return []
+    numbers = {name.split(".")[1] for name in given if name.startswith("stages.")}
+    later = sorted(numbers - {str(i) for i in range(len(model.stages))})
+    unused = ["head", *(f"stages.{number}" for number in later)]
+    return unused if model.return_cls else [*unused, "cls_token", "norm"]
+
+
+def _differs(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {n: t.shape for n, t in tensors.items() if n.startswith(part)}
+
+    return shapes(given) != shapes(wanted)
+
+
+def _refuse_misfits(
+    origin: str,
+    format: str,
+    variant: str,
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+) -> None:
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     misshapen = [
-        f"{name} (expected {list(wanted[name].shape)}, got {list(given[name].shape)})"
-        for name in wanted
-        if name in given and wanted[name].shape != given[name].shape
+        name for name in wanted if name in given and wanted[name].shape != given[name].shape
     ]
-    if missing or unexpected or misshapen:
-        problems = [
-            _listing("missing", missing),
-            _listing("unexpected", unexpected),
-            _listing("of another shape", misshapen),
-        ]
-        advice = ""
-        if not missing and not unexpected and all(x.startswith("head.") for x in misshapen):
-            advice = "; to change the classes, load first, then call model.reset_classifier"
-        raise ValueError(
-            f"{origin} does not fit {model.variant or 'this model'}, nothing was loaded: "
-            f"{'; '.join(filter(None, problems))}{advice}"
-        )
-    ready = _converted(given, wanted, origin)
-    model.load_state_dict(ready)
-    return LoadReport(origin, len(given), tuple(resized), digest)
-
-
-def load_official(model: PVT, *, progress: bool = True) -> LoadReport:
-    """Download the authors' ImageNet-1k weights of ``model.variant`` (once) and load them.
-
-    Raises:
-        ValueError: no weights are published for this variant, or they do not fit the model.
-        DownloadError: the file could not be fetched or has changed.
-    """
-    name = model.variant
-    if name not in PUBLISHED:
-        raise ValueError(
-            f"no published weights for {name or 'this model'}; there are for {', '.join(PUBLISHED)}"
-        )
-    return load_weights(model, download(URL.format(name=name), sha256=PUBLISHED[name].sha256,
-                                        progress=progress))  # fmt: skip
-
-
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The contents of a ``.safetensors`` or pickled checkpoint, on the CPU.
-
-    Raises:
-        ValueError: there is no such file, or it holds no checkpoint, or its checksums do not fit
-            (``.safetensors`` files and those of torch before 1.6 have none).
-    """
-    check_file(path)
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        _check_archive(path)
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        # Published training code stores its options, an argparse.Namespace, beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling garbage can raise anything
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {reason})"
-        ) from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
-    return checkpoint
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        damaged = damaged_entry(path)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint, or damaged ({error})") from error
-    if scripted:
-        raise ValueError(f"{path}: expected weights, got an exported TorchScript model")
-    if damaged is not None:
-        raise ValueError(f"{path}: damaged (checksum of {damaged})")
-
-
-def _unwrap(checkpoint: Mapping[str, Any], origin: str) -> Mapping[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    others = [str(name) for name, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if others or not checkpoint:
-        found = _listing("entries that are no tensors", others) or "nothing"
-        raise ValueError(f"{origin}: expected a dict of tensors, got {found}")
-    _refuse(
-        origin, "names that are no str", [repr(n) for n in checkpoint if not isinstance(n, str)]
+    if not (missing or unexpected or misshapen):
+        return
+    shapes = [
+        f"{name} (expected {list(wanted[name].shape)}, got {list(given[name].shape)})"
+        for name in misshapen
+    ]
+    problems = [
+        listing("missing", missing),
+        listing("unexpected", unexpected),
+        listing("of another shape", shapes),
+    ]
+    wrong = {*missing, *unexpected, *misshapen}
+    advice = ""
+    if all(name.startswith("head.") for name in wrong):
+        advice = "; adapt='num_classes' keeps the head that the model has"
+    elif wrong == {"stages.0.patch_embed.proj.weight"}:
+        advice = "; adapt='in_chans' makes other channels of it"
+    raise ValueError(
+        f"{origin} ({format} names) does not fit {variant or 'this model'}, nothing was loaded: "
+        f"{'; '.join(filter(None, problems))}{advice}"
     )
-    return checkpoint
-
-
-def _renamed(checkpoint: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """The tensors under this library's names, without what wrappers put before every name."""
-    match = _WRAPPERS.match(next(iter(checkpoint)))
-    prefix = match.group() if match else ""
-    if not all(name.startswith(prefix) for name in checkpoint):
-        prefix = ""
-    given: dict[str, Tensor] = {}
-    twice = []
-    for name, tensor in checkpoint.items():
-        ours = library_name(name.removeprefix(prefix))
-        if ours in given:
-            twice.append(ours)
-        given[ours] = tensor
-    _refuse(origin, "given under two names", twice)
-    return given
-
-
-def _flaw(tensor: Tensor) -> str | None:
-    """Why ``tensor`` cannot be a weight, None if it can; its values are not looked at."""
-    if tensor.is_meta:
-        return "on the meta device"
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return "nested" if tensor.is_nested else f"layout {tensor.layout}"
-    return None if tensor.is_floating_point() else f"dtype {tensor.dtype}"
 
 
 def _converted(
@@ -277,47 +274,11 @@ def _converted(
                 broken.append(f"{name} (NaN or infinite in {dtype})")
         except RuntimeError:
             broken.append(f"{name} ({tensor.dtype} cannot become {dtype})")
-    _refuse(origin, "without finite values", broken)
+    refuse(origin, "without finite values", broken)
     return ready
 
 
-def _refuse(origin: str, what: str, names: Sequence[str]) -> None:
-    if names:
-        raise ValueError(f"{origin}: nothing was loaded: {_listing(what, names)}")
-
-
-def _resize_positions(given: dict[str, Tensor], model: PVT) -> list[str]:
-    """Fit square position tables in ``given`` to the grids of ``model``; names of those changed."""
-    resized = []
-    for name, table in model.state_dict().items():
-        source = given.get(name)
-        if not name.endswith(".pos_embed") or source is None or source.shape == table.shape:
-            continue
-        stage = model.get_submodule(name.removesuffix(".pos_embed"))
-        num_cls = int(stage.cls_token is not None)
-        H, W = int(stage.patch_embed.H), int(stage.patch_embed.W)  # type: ignore[union-attr,arg-type]
-        fits = source.dim() == 3 and source.shape[0] == 1 and source.shape[2] == table.shape[2]
-        side = math.isqrt(max(source.shape[1] - num_cls, 0)) if fits else 0
-        if side == 0 or side * side + num_cls != source.shape[1]:
-            continue  # reported as a mismatch
-        grid = source[:, num_cls:].float().transpose(1, 2).unflatten(2, (side, side))
-        grid = F.interpolate(grid, size=(H, W), mode="bilinear", align_corners=False)
-        grid = grid.flatten(2).transpose(1, 2).to(source.dtype)
-        given[name] = torch.cat((source[:, :num_cls], grid), dim=1)
-        resized.append(name)
-    return resized
-
-
-def _listing(what: str, names: Sequence[str], limit: int = 5) -> str:
-    """``3 missing: a, b, c``; long lists end in a count; nothing for an empty list."""
-    if not names:
-        return ""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    shown = (name if name.isprintable() else repr(name) for name in names[:limit])  # one line
-    return f"{len(names)} {what}: {', '.join(shown)}{more}"
-
-
 __all__ = [
-    "PUBLISHED", "DownloadError", "LoadReport", "Published", "library_name", "load_official",
-    "load_weights", "published_name", "read_checkpoint",
+    "ADAPTATIONS", "DownloadError", "LoadReport", "PublishedFile", "load_official",
+    "load_published", "load_weights", "save_weights",
 ]  # fmt: skip

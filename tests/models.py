@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pvt_ext.model import PVT, StageSpec, create_model
-from pvt_ext.weights import published_name
+from pvt_ext.formats import published_name
+from pvt_ext.model import PVT, create_model
+from pvt_ext.variants import StageSpec
 
 # Four stages as in PVT v1, small enough to create and save in milliseconds.
 MINI = (
@@ -58,6 +59,20 @@ def mini(specs: Sequence[StageSpec] = MINI, **options: object) -> PVT:
 def published_state(model: PVT) -> dict[str, Tensor]:
     """The weights of ``model`` under the published names."""
     return {published_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def scramble(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Fill ``model`` with other weights than any test starts from; returns it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

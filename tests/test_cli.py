@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import lively, published_state, same_weights
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -22,6 +23,8 @@ from pvt_ext.export import load_torchscript, read_metadata
 from pvt_ext.inference import pack
 from pvt_ext.model import create_model
 from pvt_ext.preprocess import load_image
+from pvt_ext.published import PUBLISHED
+from pvt_ext.weights import load_weights, save_weights
 
 
 def pvt(*args: object) -> Result:
@@ -64,6 +67,46 @@ def test_list() -> None:
     assert rows["pvt_small"] == ["24,485,864", "3.816", "79.8", "93"]
     assert rows["pvt_huge_v2"] == ["304,945,512", "50.493", "-", "-"]
     assert set(rows) == {"model", *pvt_ext.model.list_models()}
+
+
+def test_weights() -> None:
+    lines = [line.split() for line in pvt("weights").stdout.splitlines()]
+    rows = {line[0]: line[1:] for line in lines}
+    assert set(rows) == {"name", *PUBLISHED}
+    assert rows["official/pvt_small"] == ["pvt_small", "79.8", "-", "93", "not", "recorded"]
+    assert rows["mmdet/retinanet_pvt-t_fpn_1x_coco"] == [
+        "pvt_tiny",
+        "-",
+        "36.6",
+        "-",
+        "17b566bd...",
+    ]
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = lively("pvt_v2_b0", num_classes=5)
+    save_weights(source, tmp_path / "ours.pth")
+    result = pvt(
+        "convert", "pvt_v2_b0", tmp_path / "ours.pth", tmp_path / "timm.safetensors",
+        "--to", "timm", "--num-classes", 5,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "ours.pth (pvt_ext): 178 tensors loaded; written to" in result.stderr
+    target = create_model("pvt_v2_b0", num_classes=5)
+    assert load_weights(target, tmp_path / "timm.safetensors").format == "timm"
+    assert same_weights(target, source)
+
+    backbone = tmp_path / "backbone.pth"
+    pvt("convert", "pvt_v2_b0", tmp_path / "ours.pth", backbone, "--to", "official", "--backbone")
+    names = set(torch.load(backbone))
+    assert names == set(published_state(source)) - {"head.weight", "head.bias"}
+
+    other = ("convert", "pvt_v2_b1", tmp_path / "ours.pth", tmp_path / "other.pth")
+    code, message = failure(capsys, *other)
+    assert (code, "does not fit pvt_v2_b1, nothing was loaded" in message) == (1, True)
+    assert not (tmp_path / "other.pth").exists()
+    onto = ("convert", "pvt_v2_b0", tmp_path / "ours.pth", tmp_path / "ours.pth")
+    assert pvt(*onto).exit_code == 2
 
 
 def test_summary() -> None:
@@ -152,7 +195,8 @@ def test_export_official_without_a_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PVT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pvt_ext.weights.URL", "http://127.0.0.1:1/{name}.pth")
+    nowhere = PUBLISHED["official/pvt_tiny"]._replace(url="http://127.0.0.1:1/pvt_tiny.pth")
+    monkeypatch.setitem(PUBLISHED, "official/pvt_tiny", nowhere)
     code, line = failure(capsys, "export", "pvt_tiny", "-o", tmp_path / "a.pt")
     assert code == 1
     assert "could not download http://127.0.0.1:1/pvt_tiny.pth" in line
