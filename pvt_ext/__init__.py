@@ -41,6 +41,7 @@ def build_info() -> dict[str, Any]:
 
 # The operators have to be there before a module that uses them is scripted, hence the order.
 from pvt_ext import block_ops, nn, ops  # noqa: E402
+from pvt_ext.acceleration import Acceleration, accelerate, restore  # noqa: E402
 from pvt_ext.backbone import Backbone, pad_images  # noqa: E402
 from pvt_ext.inference import pack  # noqa: E402
 from pvt_ext.model import PVT, create_backbone, create_model  # noqa: E402
@@ -53,9 +54,11 @@ from pvt_ext.weights import load_official, load_published, load_weights, save_we
 
 __all__ = [
     "PVT",
+    "Acceleration",
     "Backbone",
     "Preprocess",
     "__version__",
+    "accelerate",
     "block_ops",
     "build_info",
     "cpu_level",
@@ -74,6 +77,7 @@ __all__ = [
     "ops_version",
     "pack",
     "pad_images",
+    "restore",
     "save_weights",
     "summary",
 ]
