@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import pvt_ext
 
 ROOT = Path(__file__).parents[1]
@@ -10,15 +12,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_example_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
     assert names["logits"].shape == (1, 1000)
-    assert names["c2"].shape == (1, 64, 200, 336)
+    assert names["c3"].shape == (1, 64, 100, 168)
+    assert [m.shape[2:] for m in names["maps"]] == [(60, 80), (30, 40), (15, 20)]
     assert names["attention"].shape == (1, 1, 3136, 49)
     assert (tmp_path / "pvt_small.pt").stat().st_size > 90e6
+
+
+def test_examples_with_other_libraries_run():
+    reason = "not installed: the README's examples with other libraries was NOT tested"
+    pytest.importorskip("timm", reason=f"timm is {reason}")
+    pytest.importorskip("torchvision", reason=f"torchvision is {reason}")
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
+        exec(code, {})
 
 
 def test_table_of_models_is_that_of_the_code():

@@ -328,10 +328,13 @@ struct PatchCase {
 };
 constexpr PatchCase kPatchCases[] = {{1, 3, 9, 8, 20, 4, 4, 0},
                                      {2, 33, 5, 4, 65, 3, 2, 1},
+                                     {2, 3, 13, 18, 9, 7, 4, 3},
+                                     {1, 2, 1, 2, 5, 3, 5, 4},
                                      {1, 150, 3, 3, 7, 2, 1, 1}};
 
+// Of tokens after a LayerNorm, or of an image that comes channel by channel.
 template <class scalar_t, class Level>
-void check_convolution() {
+void check_convolution(bool image) {
   for (const PatchCase& c : kPatchCases) {
     INFO(c.H, " x ", c.W, " x ", c.C_in, ", kernel ", c.kernel_size);
     const int64_t K = c.kernel_size, depth = K * K * c.C_in;
@@ -346,11 +349,21 @@ void check_convolution() {
     args.kernel_size = K, args.stride = c.stride, args.padding = c.padding;
     args.batch_stride = c.H * c.W * c.C_in, args.row_stride = c.W * c.C_in;
     args.column_stride = c.C_in, args.channel_stride = 1;
-    args.input_norm = {norm_weight.data(), norm_bias.data(), kEps};
     args.conv = conv.args();
 
     Matrix tokens = to_matrix(x, c.images * c.H * c.W, c.C_in), patches;
-    layer_norm(tokens, norm_weight, norm_bias, kEps);
+    if (image) {
+      args.row_stride = c.W, args.column_stride = 1, args.channel_stride = c.H * c.W;
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        const int64_t b = int64_t(i) / (c.H * c.W), pixel = int64_t(i) % (c.H * c.W);
+        for (int64_t channel = 0; channel < c.C_in; ++channel) {
+          tokens[i][channel] = x[(b * c.C_in + channel) * c.H * c.W + pixel];
+        }
+      }
+    } else {
+      args.input_norm = {norm_weight.data(), norm_bias.data(), kEps};
+      layer_norm(tokens, norm_weight, norm_bias, kEps);
+    }
     for (int64_t row = 0; row < c.images * args.out_H * args.out_W; ++row) {
       const int64_t b = row / (args.out_H * args.out_W), y = row / args.out_W % args.out_H;
       std::vector<double> patch;
@@ -413,7 +426,8 @@ void check_dtype() {
   check_mlp<scalar_t, Level>();
   check_conv_mlp<scalar_t, Level>();
   check_attention<scalar_t, Level>();
-  check_convolution<scalar_t, Level>();
+  check_convolution<scalar_t, Level>(/*image=*/false);
+  check_convolution<scalar_t, Level>(/*image=*/true);
 }
 
 template <class Level>
