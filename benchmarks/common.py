@@ -1,15 +1,19 @@
 """Fair timing: candidates take turns in one process, medians are compared, the machine is named."""
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import pvt_ext
+
+Runs = dict[str, Callable[[], object]]  # what is compared, by name; one of them is "ours"
 
 
 def processor() -> str:
@@ -28,9 +32,7 @@ def machine() -> str:
     )
 
 
-def interleaved(
-    candidates: dict[str, Callable[[], object]], seconds: float, min_rounds: int = 7
-) -> dict[str, list[float]]:
+def interleaved(candidates: Runs, seconds: float, min_rounds: int = 7) -> dict[str, list[float]]:
     """Times of each candidate in milliseconds, one per round; in a round each runs once."""
     for run in candidates.values():
         run()
@@ -51,3 +53,33 @@ def spread(values: list[float]) -> float:
     """Half the distance between the quartiles, relative to the median."""
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / 2 / middle
+
+
+def compared(runs: Runs, seconds: float) -> dict[str, Any]:
+    """One row of a table: medians, their spread, and the ratio of the best peer to ours."""
+    with torch.inference_mode():
+        times = interleaved(runs, seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "milliseconds": median,
+        "spread": {name: spread(values) for name, values in times.items()},
+        "ratio": min(median[name] for name in median if name != "ours") / median["ours"],
+    }
+
+
+def row_text(row: dict[str, Any] | None = None) -> str:
+    """The numbers of a row, or the headings above them."""
+    if row is None:
+        return "  ours ms     eager      sdpa  ratio"
+    median = row["milliseconds"]
+    cells = [f"{median[name]:9.3f}" if name in median else f"{'':9}" for name in _COLUMNS]
+    return f"{' '.join(cells)} {row['ratio']:6.2f}"
+
+
+_COLUMNS = ("ours", "eager", "sdpa")
+
+
+def write_json(path: str | None, rows: list[dict[str, Any]]) -> None:
+    """Rows and machine, if there is a ``path`` to write them to."""
+    if path is not None:
+        Path(path).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))

@@ -8,16 +8,13 @@ above 1 ours is faster.
 """
 
 import argparse
-import json
-import statistics
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import interleaved, machine, spread
+from benchmarks.common import Runs, compared, machine, row_text, write_json
 from pvt_ext import ops, reference
 from tests.cases import ATTENTION, REDUCTION, AttentionCase, ReductionCase
 
@@ -39,14 +36,12 @@ def sdpa(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
-def candidates(
-    case: AttentionCase | ReductionCase, dtype: torch.dtype
-) -> tuple[str, dict[str, Callable[[], object]], float]:
+def candidates(case: AttentionCase | ReductionCase, dtype: torch.dtype) -> tuple[str, Runs, float]:
     """A label, what to run, and the multiply-accumulates of one run."""
     if isinstance(case, AttentionCase):
         q, kv, num_heads, scale = case.inputs(dtype)
         label = f"attention {case.B}x{case.N}x{case.C}, {case.kv_len} keys, {num_heads} heads"
-        runs: dict[str, Callable[[], object]] = {
+        runs: Runs = {
             "ours": lambda: ops.sra_attention(q, kv, num_heads, scale),
             "eager": lambda: eager_attention(q, kv, num_heads, scale),
             "sdpa": lambda: sdpa(q, kv, num_heads, scale),
@@ -76,37 +71,18 @@ def main() -> None:
     torch.manual_seed(0)
 
     print(machine())
-    headings = " ".join(f"{heading:>9}" for heading in ("ours ms", "eager", "sdpa"))
-    print(f"{'case':46} {'dtype':9} {headings} {'GFLOP/s':>8} {'ratio':>6}")
+    print(f"{'case':46} {'dtype':9} {row_text()} GFLOP/s")
     rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for case in [case for case in (*ATTENTION, *REDUCTION) if case.real]:
             for B in (1, 8):
                 label, runs, macs = candidates(replace(case, B=B), dtype)
-                with torch.inference_mode():
-                    times = interleaved(runs, args.seconds)
-                median = {name: statistics.median(values) for name, values in times.items()}
-                ratio = min(median[name] for name in median if name != "ours") / median["ours"]
+                row = compared(runs, args.seconds)
                 name = str(dtype).removeprefix("torch.")
-                cells = [f"{median[peer]:9.3f}" if peer in median else f"{'':9}"
-                         for peer in ("ours", "eager", "sdpa")]  # fmt: skip
-                gflops = 2 * macs / median["ours"] / 1e6
-                print(
-                    f"{label:46} {name:9} {' '.join(cells)} {gflops:8.0f} {ratio:6.2f}", flush=True
-                )
-                rows.append(
-                    {
-                        "case": label,
-                        "dtype": name,
-                        "milliseconds": median,
-                        "spread": {peer: spread(values) for peer, values in times.items()},
-                        "gflops": gflops,
-                        "ratio": ratio,
-                    }
-                )
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"machine": machine(), "rows": rows}, file, indent=1)
+                gflops = 2 * macs / row["milliseconds"]["ours"] / 1e6
+                print(f"{label:46} {name:9} {row_text(row)} {gflops:7.0f}", flush=True)
+                rows.append({"case": label, "dtype": name, "gflops": gflops, **row})
+    write_json(args.json, rows)
 
 
 if __name__ == "__main__":
