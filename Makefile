@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 # Changing any of these builds the Python package again.
 PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.txt')
 PHOTOS := assets/photos
+# Two test files at a time. Threads of one must not spin while those of the other want the core.
+PARALLEL := -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench cpp clean FORCE
@@ -30,7 +32,7 @@ demo: out/$(MODEL).pt $(BUILD)/build.ninja
 	@echo "picture: out/predictions.png"
 
 test: $(VENV)/installed cpp
-	$(BIN)/pytest -m "slow or not slow"
+	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PARALLEL) -m "slow or not slow"
 	ctest --test-dir $(BUILD) --output-on-failure
 
 lint: $(VENV)/installed

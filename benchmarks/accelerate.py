@@ -2,8 +2,8 @@
 
     python -m benchmarks.accelerate [--batch 1] [--seconds 10] [--threads 2] [--json FILE]
 
-Both take turns in one process; the ratio is the model's own time over the accelerated one's. Weights
-are random: speed does not depend on them. Needs timm and transformers.
+Both take turns in one process; the ratio is the model's own time over that of the accelerated one.
+Weights are random: speed does not depend on them. Needs timm and transformers.
 """
 
 import argparse

@@ -23,8 +23,12 @@ SMALL = [
 ]
 
 
+def label(value: object) -> str:
+    return getattr(value, "__name__", None) or str(value)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "formula", "case"), ALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), ALL, ids=label)
 def test_matches_reference(op, formula, case, dtype):
     cases.assert_as_exact(op, formula, case.inputs(dtype))
 
@@ -66,7 +70,7 @@ def test_reduction_any_shape(B, sr_ratio, extra, C, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("op", "formula", "case"), ALL[3:4] + ALL[-5:-4], ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), ALL[3:4] + ALL[-5:-4], ids=label)
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "every second", "expanded"])
 def test_strided_inputs(op, formula, case, dtype, layout):
     def restride(x):
@@ -85,7 +89,7 @@ def test_strided_inputs(op, formula, case, dtype, layout):
     cases.assert_as_exact(op, formula, inputs)
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_opcheck(op, formula, case):
     inputs = case.inputs(torch.float32)
     inputs = [x.requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
@@ -98,7 +102,7 @@ def test_resize_opcheck():
         torch.library.opcheck(torch.ops.pvt.resize.default, (image, [5, 4], "bicubic", crop))
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_gradcheck(op, formula, case):
     inputs = [
         x.requires_grad_() if isinstance(x, Tensor) else x for x in case.inputs(torch.float64)
@@ -106,7 +110,7 @@ def test_gradcheck(op, formula, case):
     assert torch.autograd.gradcheck(op, inputs)
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_gradient_only_where_needed(op, formula, case):
     inputs = list(case.inputs(torch.float32))
     inputs[0].requires_grad_()
@@ -115,7 +119,7 @@ def test_gradient_only_where_needed(op, formula, case):
     assert all(x.grad is None for x in inputs[1:] if isinstance(x, Tensor))
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_second_derivative_is_refused(op, formula, case):
     inputs = list(case.inputs(torch.float64))
     inputs[0].requires_grad_()
@@ -123,7 +127,7 @@ def test_second_derivative_is_refused(op, formula, case):
         torch.autograd.grad(op(*inputs).sum(), inputs[0], create_graph=True)
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_meta_device_gives_the_shape(op, formula, case):
     inputs = case.inputs(torch.float32)
     on_meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
@@ -131,7 +135,7 @@ def test_meta_device_gives_the_shape(op, formula, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), SMALL, ids=label)
 def test_autocast(op, formula, case, dtype):
     """Inputs of any mixture of dtypes run in the dtype of the region, as matrix products do."""
     inputs = list(case.inputs(torch.float32))
@@ -160,7 +164,7 @@ def test_scripted_calls_equal_eager():
     assert torch.equal(small, ops.resize(image, [4, 5], "bilinear"))
 
 
-@pytest.mark.parametrize(("op", "formula", "case"), ALL[2:4] + ALL[-8:-6], ids=str)
+@pytest.mark.parametrize(("op", "formula", "case"), ALL[2:4] + ALL[-8:-6], ids=label)
 def test_same_bits_for_any_number_of_threads(op, formula, case):
     inputs = case.inputs(torch.float32)
     assert same_bits_for_any_number_of_threads(lambda: op(*inputs))
