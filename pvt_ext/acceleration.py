@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -102,12 +103,20 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32) -> Accelera
     report = Acceleration({n: _class_name(f.block) for n, f in forwards.items()}, left, dtype)
     if not forwards:
         raise ValueError(
-            f"model: expected {LOOKED_FOR}; got {_class_name(model)} with none that fits\n{report}"
+            f"model: expected {LOOKED_FOR}; got {_class_name(model)} with {_reason(model, left)}"
         )
     restore(model)
     for forward in forwards.values():
         forward.block.forward = forward
     return report
+
+
+def _reason(model: nn.Module, left: dict[str, tuple[str, str]]) -> str:
+    if not left:
+        packed = any(isinstance(module, PackedBlock) for module in model.modules())
+        return "blocks that are packed already" if packed else "none of them"
+    name, (kind, reason) = next(iter(left.items()))
+    return f"none that fits: {name or 'the model'} ({kind}): {reason}"
 
 
 def restore(model: nn.Module) -> None:
@@ -122,22 +131,30 @@ _Description = tuple[tuple[Callable[..., Any], tuple[tuple[str, Any], ...]], ...
 
 
 def _describe(block: nn.Module) -> _Description:
-    return tuple((type(m).forward, tuple(_settings(m).items())) for m in block.modules())
+    return tuple(
+        (type(m).forward, (*_settings(m).items(), ("config", _attention(m.__dict__.get("config")))))
+        for m in block.modules()
+    )
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Numbers, flags and the like that a module's code may read."""
+    """Numbers, flags, functions and the like that a module's code may read."""
     return {
         name: value
         for name, value in module.__dict__.items()
-        if name != "training" and not name.startswith("_") and _is_plain(value)
+        if name not in ("training", "forward") and not name.startswith("_") and _is_plain(value)
     }
+
+
+def _attention(config: object) -> object:
+    """The name by which transformers looks its attention function up."""
+    return getattr(config, "_attn_implementation", None)
 
 
 def _is_plain(value: object) -> bool:
     if type(value) is tuple:
         return all(_is_plain(part) for part in value)
-    return type(value) in (bool, int, float, str)
+    return type(value) in (bool, int, float, str, FunctionType)
 
 
 def _class_name(module: nn.Module) -> str:
@@ -272,6 +289,7 @@ class _Packed:
         self.within = modules[1:]
         self.modules = [(m, type(m), type(m).forward, [*m._modules.values()]) for m in modules]
         self.settings = [(m.__dict__, k, v) for m in modules for k, v in _settings(m).items()]
+        self.attentions = [(c, _attention(c)) for m in modules if (c := m.__dict__.get("config"))]
         self.absent = [
             (m._parameters, k) for m in modules for k, p in m._parameters.items() if p is None
         ]
@@ -302,6 +320,7 @@ class _Packed:
             )
             and all(owner.get(name) is None for owner, name in self.absent)
             and all(owner.get(name) is value for owner, name, value in self.settings)
+            and all(_attention(config) == name for config, name in self.attentions)
             and all(
                 type(m) is kind and kind.forward is forward and [*m._modules.values()] == children
                 for m, kind, forward, children in self.modules

@@ -12,12 +12,13 @@ with Pyramid Vision Transformer, CVMJ 2022 (v2).
 # mypy does not know what is in a ModuleList; TorchScript allows neither casts nor type comments.
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from pvt_ext.nn import (
     BLOCK_EPS,
@@ -293,16 +294,20 @@ class Backbone(Pyramid):
             x: ``[B, in_chans, H, W]``.
             sizes: height and width of every image in a batch of padded ones
                 (:func:`pvt_ext.pad_images`). Padding then has no influence: each image's maps are
-                those of the image alone, at the top left of maps that are zero elsewhere.
+                those of the image alone, at the top left of maps that are zero elsewhere. Images of
+                one size run together. Not while attention maps are kept.
 
         Returns:
             as :meth:`features`, of the stages asked for; :meth:`grids` tells their sizes.
         """
-        if sizes is None:
+        if sizes is None or x.shape[0] == 0:
             return self._chosen(x)
         self._check_image(x)
+        if not is_scripting():
+            sizes = [to_pair("sizes", size) for size in sizes]
+            self._check_keeps_no_maps()
         self._check_sizes(x, sizes)
-        out = self._zeros(x)
+        out: list[Tensor] = []
         rest = list(range(len(sizes)))
         while len(rest) > 0:  # the images of one size at a time
             H, W = sizes[rest[0]]
@@ -315,7 +320,10 @@ class Backbone(Pyramid):
                     others.append(i)
             rest = others
             index = torch.tensor(same, device=x.device)
-            for target, m in zip(out, self._chosen(x[index, :, :H, :W])):  # noqa: B905
+            maps = self._chosen(x[index, :, :H, :W])
+            if len(out) == 0:
+                out = self._zeros(x, maps)
+            for target, m in zip(out, maps):  # noqa: B905
                 if m.dim() == 4:
                     target[index, :, : m.shape[2], : m.shape[3]] = m
                 else:
@@ -326,24 +334,30 @@ class Backbone(Pyramid):
         maps = self.features(x, self.return_cls)
         return [maps[i] for i in self.out_indices] + maps[len(self.stages) :]
 
-    def _zeros(self, x: Tensor) -> list[Tensor]:
-        # What _chosen(x) returns, empty.
+    def _zeros(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        # What _chosen(x) would return, like maps of other sizes, empty.
         grids = self.grids(x.shape[2], x.shape[3])
         out: list[Tensor] = []
-        for i, chans in zip(self.out_indices, self.out_chans):  # noqa: B905
+        for i, m in zip(self.out_indices, maps):  # noqa: B905
             H, W = grids[i]
-            out.append(x.new_zeros([x.shape[0], chans, H, W]))
+            out.append(m.new_zeros([x.shape[0], m.shape[1], H, W]))
         if self.return_cls:
-            out.append(x.new_zeros([x.shape[0], self.num_features]))
+            out.append(maps[-1].new_zeros([x.shape[0], self.num_features]))
         return out
+
+    @torch.jit.unused
+    def _check_keeps_no_maps(self) -> None:
+        blocks = (block for stage in self.stages for block in stage.blocks)
+        if any(isinstance(block, Block) and block.attn.keep_attn_map for block in blocks):
+            raise ValueError("sizes: expected None while attention maps are kept (set_attn_maps)")
 
     def _check_sizes(self, x: Tensor, sizes: list[tuple[int, int]]) -> None:
         if len(sizes) != x.shape[0]:
             raise ValueError(f"sizes: expected one per image, {x.shape[0]}, got {len(sizes)}")
         for H, W in sizes:
-            if min(x.shape[2] - H, x.shape[3] - W) < 0:
+            if min(H, W) < 1 or min(x.shape[2] - H, x.shape[3] - W) < 0:
                 raise ValueError(
-                    f"sizes: expected at most {x.shape[2]} x {x.shape[3]}, got {H} x {W}"
+                    f"sizes: expected 1 x 1 to {x.shape[2]} x {x.shape[3]}, got {H} x {W}"
                 )
 
 
@@ -355,6 +369,8 @@ def drop_path_schedule(specs: Sequence[StageSpec], rate: float) -> list[float]:
 
 
 def _check_indices(out_indices: Sequence[int], num_stages: int) -> list[int]:
+    if not isinstance(out_indices, Sequence):
+        raise ValueError(f"out_indices: expected several stages, got {out_indices!r}")
     indices = [check_at_least("out_indices", i, 0) for i in out_indices]
     if not indices or indices != sorted(set(indices)) or indices[-1] >= num_stages:
         raise ValueError(
@@ -383,7 +399,7 @@ def _init_convolution(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def pad_images(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor, list[tuple[int, int]]]:
+def pad_images(images: Iterable[Tensor], divisor: int = 32) -> tuple[Tensor, list[tuple[int, int]]]:
     """Images of different sizes as one batch, with zeros at the right and below.
 
     Args:
@@ -394,6 +410,7 @@ def pad_images(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor, lis
         ``[B, C, H, W]`` and the height and width of every image, for :class:`Backbone`.
     """
     divisor = check_at_least("divisor", divisor, 1)
+    images = list(images)
     if not images or any(image.dim() != 3 for image in images):
         shapes = [list(image.shape) for image in images]
         raise ValueError(f"images: expected at least one [C, H, W], got {shapes}")

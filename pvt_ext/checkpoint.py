@@ -4,11 +4,13 @@ Pickled files are read with ``weights_only=True``, so none can run code.
 """
 
 import argparse
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -26,22 +28,38 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     check_file(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+    in_safetensors = path.suffix.lower() == ".safetensors"
+    if not in_safetensors and zipfile.is_zipfile(path):
         _check_archive(path)
     try:
-        if path.suffix == ".safetensors":
+        if in_safetensors:
             return safetensors.torch.load_file(path)
         # Published training code stores its options, an argparse.Namespace, beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise anything
-        reason = str(error).partition("\n")[0][:200]
+        foreign = re.search(r"[Uu]nsupported .*GLOBAL (\S+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"{path}: holds Python objects ({foreign[1]}), which could run code and are not "
+                "loaded; save the state_dict alone"
+            ) from error
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0][:200]
         raise ValueError(
             f"{path}: not a checkpoint, or damaged ({type(error).__name__}: {reason})"
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(checkpoint).__name__}")
     return checkpoint
+
+
+def recorded_img_size(path: Path) -> tuple[int, int] | None:
+    """The image size that a file of :func:`pvt_ext.save_weights` says its positions are for."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        size = re.fullmatch(r"(\d+)x(\d+)", (file.metadata() or {}).get("img_size", ""))
+    return (int(size[1]), int(size[2])) if size else None
 
 
 def _check_archive(path: Path) -> None:
@@ -61,8 +79,7 @@ def named_tensors(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Tenso
     """The tensors of a checkpoint, or of what it holds under ``model`` or ``state_dict``.
 
     Raises:
-        ValueError: there are none, or something else is among them, or a tensor that cannot be a
-            weight (sparse, complex, on the meta device, ...). Values are not looked at.
+        ValueError: there are none, or something else is among them.
     """
     for key in ("model", "state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
@@ -70,11 +87,17 @@ def named_tensors(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Tenso
     others = [str(name) for name, value in checkpoint.items() if not isinstance(value, Tensor)]
     if others or not checkpoint:
         found = listing("entries that are no tensors", others) or "nothing"
-        raise ValueError(f"{origin}: expected a dict of tensors, got {found}")
+        within = [str(name) for name, value in checkpoint.items() if isinstance(value, Mapping)]
+        advice = f"; pass what is under {' or '.join(within)}" if within else ""
+        raise ValueError(f"{origin}: expected a dict of tensors, got {found}{advice}")
     refuse(origin, "names that are no str", [repr(n) for n in checkpoint if not isinstance(n, str)])
-    flaws = {name: _flaw(tensor) for name, tensor in checkpoint.items()}
-    refuse(origin, "not real, dense numbers", [f"{n} ({why})" for n, why in flaws.items() if why])
     return dict(checkpoint)
+
+
+def check_weights(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Raise ValueError for tensors that cannot be weights; values are not looked at."""
+    flaws = {name: _flaw(tensor) for name, tensor in tensors.items()}
+    refuse(origin, "not real, dense numbers", [f"{n} ({why})" for n, why in flaws.items() if why])
 
 
 def _flaw(tensor: Tensor) -> str | None:

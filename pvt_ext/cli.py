@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad arguments.
 """
 
+import difflib
 import json
 import os
 import shlex
@@ -131,14 +132,21 @@ def convert(
     backbone: Annotated[
         bool, typer.Option(help="Without head, class token and final norm, as a detector has it.")
     ] = False,
+    img_size: Annotated[str, typer.Option(help="Size that v1's positions are for.")] = "224",
+    in_chans: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 3,
 ) -> None:
     """Read weights of any library and write them with the names of another.
 
     Nothing is written unless every tensor of the model was found, and nothing else.
     """
     _check_overwrites([output], [Path(weights)])
-    model = create_backbone(name) if backbone else create_model(name, num_classes=num_classes)
-    report = _load(model, weights)
+    size = parse_size(img_size)
+    model: Pyramid
+    if backbone:
+        model = create_backbone(name, in_chans=in_chans, img_size=size)
+    else:
+        model = create_model(name, num_classes=num_classes, in_chans=in_chans, img_size=size)
+    report = _load(model, weights, adapt=())
     save_weights(model, output, format=to)
     print(f"{report}; written to {output} ({to})", file=sys.stderr)
 
@@ -196,7 +204,10 @@ def export(
 
     torch.manual_seed(seed)
     model = create_model(name, img_size=size, num_classes=num_classes)
-    report = None if weights == "random" else _load(model, weights)
+    try:
+        report = None if weights == "random" else _load(model, weights)
+    except DownloadError as error:
+        raise DownloadError(f"{error}, or try it with --weights random") from error
     source = "file" if Path(weights).is_file() else weights
     export_torchscript(
         model,
@@ -301,15 +312,16 @@ def bench_(
     Console().print(table)
 
 
-def _load(model: Pyramid, weights: str) -> LoadReport:
+def _load(model: Pyramid, weights: str, adapt: Sequence[str] = ("positions",)) -> LoadReport:
     """Fill ``model`` from a file, a published file of that name, or the authors' ("official")."""
     name = f"official/{model.variant}" if weights == "official" else weights
-    if Path(weights).is_file() or not (weights == "official" or name in PUBLISHED):
-        return load_weights(model, weights)
-    try:
-        return load_published(model, name)
-    except DownloadError as error:
-        raise DownloadError(f"{error}, or try it with --weights random") from error
+    if Path(weights).is_file():
+        return load_weights(model, weights, adapt=adapt)
+    if weights == "official" or name in PUBLISHED:
+        return load_published(model, name, adapt=adapt)
+    close = difflib.get_close_matches(weights, PUBLISHED)
+    advice = f"; did you mean {', '.join(close)}?" if close else ", or a name in `pvt weights`"
+    raise ValueError(f"weights: expected a file, got {weights!r}{advice}")
 
 
 def _check_overwrites(outputs: Sequence[Path], others: Sequence[Path]) -> None:

@@ -19,13 +19,14 @@ pvt_v2, mmdet.models.backbones.pvt.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pvt_ext.checkpoint import refuse
+from pvt_ext.checkpoint import check_weights, refuse
 
 State = dict[str, Tensor]
 
@@ -219,7 +220,8 @@ def translate(state: State, origin: str) -> Translation:
     write it, is taken away. Of a detector, what is not its backbone is left out.
 
     Raises:
-        ValueError: the names are of none of the formats, or two mean the same tensor.
+        ValueError: the names are of none of the formats, two mean the same tensor, there are two
+            models, or a tensor cannot be a weight (sparse, complex, on the meta device, ...).
     """
     matches = {
         format: [match for name in state if (match := pattern.fullmatch(name))]
@@ -228,16 +230,27 @@ def translate(state: State, origin: str) -> Translation:
     format = max(matches, key=lambda format: len(matches[format]))
     if not matches[format]:
         refuse(origin, f"names of no known format ({', '.join(_NAMES)})", list(state))
-    prefixes = [match["prefix"] for match in matches[format]]
-    prefix = max(set(prefixes), key=prefixes.count)
+    prefixes = Counter(match["prefix"] for match in matches[format])
+    prefix = prefixes.most_common(1)[0][0]
     inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
+    for other in prefixes:
+        if other != prefix and not inside.keys().isdisjoint(_under(other, outside)):
+            raise ValueError(
+                f"{origin}: nothing was loaded: it holds two models, under {prefix!r} and "
+                f"{other!r}; pass the names of one"
+            )
     if not _PARTS_OF_MORE.intersection(prefix.split(".")):
         refuse(origin, f"not under {prefix!r} as the others", outside)
+    check_weights(inside, origin)
     try:
         return Translation(format, _READERS[format](inside), tuple(outside))
     except _GivenTwice as error:
         raise ValueError(f"{origin}: nothing was loaded: {error}") from None
+
+
+def _under(prefix: str, names: list[str]) -> set[str]:
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
 class _GivenTwice(ValueError):

@@ -252,7 +252,7 @@ def _converted(state_dict: Mapping[str, Any], model: PVT) -> dict[str, Any]:
     given = dict(state_dict)
     if not given.keys() <= model.state_dict().keys():
         given = translate(given, "state_dict").tensors
-    fit_positions(given, model)
+    fit_positions(given, model, None)
     return given
 
 

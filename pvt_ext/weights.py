@@ -6,6 +6,7 @@ back; :func:`load_published` fetches the files that are published (:mod:`pvt_ext
 """
 
 import os
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,14 @@ from torch import Tensor
 
 from pvt_ext.adapt import fit_channels, fit_cls_rows, fit_positions
 from pvt_ext.backbone import Backbone, Pyramid
-from pvt_ext.checkpoint import listing, named_tensors, read_checkpoint, refuse
-from pvt_ext.download import DownloadError, download, file_sha256
+from pvt_ext.checkpoint import (
+    listing,
+    named_tensors,
+    read_checkpoint,
+    recorded_img_size,
+    refuse,
+)
+from pvt_ext.download import DownloadError, check_file, download, file_sha256
 from pvt_ext.formats import WRITERS, translate
 from pvt_ext.published import PUBLISHED, PublishedFile
 
@@ -66,11 +73,12 @@ def load_weights(
         adapt: what may be made to fit. ``"positions"``: position tables of another (square) image
             size are resized bilinearly, which gives the same output as resizing them in every
             forward pass. ``"in_chans"``: the first convolution is given other input channels: one
-            channel gets the sum of the file's, more than the file has repeat them, scaled by their
-            ratio. ``"num_classes"``: a head of another shape, or none, is left out, and the model
-            keeps the one it has.
-        drop: parts that need not match: a name, the beginning of names (``"stages.3"``,
-            ``"head"``), or ``"cls_token"`` with its row in the position table. They are not loaded.
+            channel gets the sum of the file's, another number takes them in turn, scaled by the
+            ratio of the numbers. ``"num_classes"``: a head of another shape, or none, is left out,
+            and the model keeps the one it has.
+        drop: parts that need not match, in this library's names: a name, the beginning of names
+            (``"stages.3"``, ``"head"``), or ``"cls_token"`` with its row in the position table.
+            They are not loaded.
         sha256: expected digest of the file.
 
     Raises:
@@ -78,24 +86,29 @@ def load_weights(
             parameter is missing, unexpected, of another shape or without real, finite values. The
             model is then unchanged.
     """
-    permitted = {adapt} if isinstance(adapt, str) else set(adapt)
+    permitted, parts = _names("adapt", adapt), _names("drop", drop)
     if not permitted <= set(ADAPTATIONS):
         raise ValueError(f"adapt: expected some of {', '.join(ADAPTATIONS)}, got {adapt!r}")
-    parts = [drop] if isinstance(drop, str) else list(drop)
+    _check_model(model)
     wanted = model.state_dict()
-    if any(tensor.is_meta for tensor in wanted.values()):
-        raise ValueError("model: expected one with memory for its weights, got the meta device")
+    _check_writable(wanted)
 
-    origin, digest = "state_dict", None
-    if not isinstance(source, Mapping):
+    origin, digest, img_size = "state_dict", None, None
+    if isinstance(source, str | os.PathLike):
         path = Path(source)
-        origin, source = str(path), read_checkpoint(path)
-        digest = file_sha256(path)
+        check_file(path)
+        origin, digest = str(path), file_sha256(path)
         if sha256 is not None and digest != sha256.lower():
             raise ValueError(f"{path}: expected SHA-256 {sha256}, got {digest}")
+        source, img_size = read_checkpoint(path), recorded_img_size(path)
+    elif not isinstance(source, Mapping):
+        raise ValueError(f"source: expected a file or a state_dict, got {type(source).__name__}")
+    elif sha256 is not None:
+        raise ValueError("sha256: expected None, as a state_dict has no digest")
 
     format, given, outside = translate(named_tensors(source, origin), origin)
-    fit_cls_rows(given, model, "cls_token" in parts)
+    _check_parts(parts, given, wanted)
+    fit_cls_rows(given, model, not parts.isdisjoint({"cls_token", "stages.3.cls_token"}))
     missing = _take_parts(wanted, parts)
     unexpected = [*outside, *_take_parts(given, [*parts, *_unused_parts(given, model)])]
     adapted = []
@@ -106,7 +119,7 @@ def load_weights(
     if "in_chans" in permitted:
         adapted += fit_channels(given, wanted)
     if "positions" in permitted:
-        adapted += fit_positions(given, model)
+        adapted += fit_positions(given, model, img_size)
     _refuse_misfits(origin, format, model.variant, given, wanted)
 
     ready = _converted(given, wanted, origin)
@@ -121,7 +134,8 @@ def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = 
 
     Args:
         model: a PVT or a Backbone that is not packed.
-        path: ``.safetensors``, else a ``.pth`` file as ``torch.save`` writes it.
+        path: ``.safetensors``, which also records ``img_size``, else a ``.pth`` file as
+            ``torch.save`` writes it. A link is followed.
         format: ``"pvt_ext"``, ``"official"`` (the authors' names) or ``"timm"`` (v2 only).
 
     Raises:
@@ -129,21 +143,23 @@ def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = 
     """
     if format not in WRITERS:
         raise ValueError(f"format: expected one of {', '.join(WRITERS)}, got {format!r}")
-    if not any(True for _ in model.parameters()):
-        raise ValueError("model: expected one that is not packed; save the one it was packed from")
-    path = Path(path)
+    _check_model(model)
+    path = Path(os.path.realpath(path))
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ValueError(f"{path}: expected a file to write, but {what}")
     state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     state = WRITERS[format](state)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".pvt_ext", dir=path.parent) as folder:
+        partial = Path(folder, path.name)  # complete or absent under its own name
         with partial.open("wb") as file:
-            if path.suffix == ".safetensors":
-                file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
+            if path.suffix.lower() == ".safetensors":
+                size = "x".join(map(str, model.img_size))
+                metadata = {"format": "pt", "img_size": size}
+                file.write(safetensors.torch.save(state, metadata=metadata))
             else:
                 torch.save(state, file)
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_published(
@@ -194,16 +210,60 @@ def load_official(model: Pyramid, *, progress: bool = True) -> LoadReport:
     return load_published(model, name, adapt=ADAPTATIONS, progress=progress)
 
 
+# ---- arguments ----
+
+
+def _names(argument: str, names: str | Collection[str]) -> set[str]:
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, Collection) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{argument}: expected a str or several, got {names!r}")
+    return set(given)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Pyramid):
+        inner = next((n for n in ("module", "_orig_mod", "model") if hasattr(model, n)), None)
+        advice = f"; pass its .{inner}" if inner else ""
+        got = type(model).__name__
+        raise ValueError(f"model: expected a PVT or a Backbone, got {got}{advice}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError("model: expected one that is not packed; use the one it was packed from")
+
+
+def _check_writable(wanted: Mapping[str, Tensor]) -> None:
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise ValueError("model: expected one with memory for its weights, got the meta device")
+    for name, tensor in wanted.items():
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"model: {name} was made in inference mode and cannot be written to")
+        if torch._debug_has_internal_overlap(tensor) == 1:
+            raise ValueError(f"model: {name} is expanded and cannot be written to")
+
+
+def _check_parts(
+    parts: Collection[str], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    for part in parts:
+        if not any(_belongs(name, part) for name in (*given, *wanted)):
+            raise ValueError(
+                f"drop: expected parts of the model or the file, in the model's names, got {part!r}"
+            )
+
+
 # ---- comparing ----
+
+
+def _belongs(name: str, part: str) -> bool:
+    return (
+        name == part
+        or name.startswith(part + ".")
+        or (part == "cls_token" and name.endswith(".cls_token"))
+    )
 
 
 def _take_parts(tensors: dict[str, Tensor], parts: Collection[str]) -> list[str]:
     """Remove from ``tensors`` what belongs to one of ``parts``; the names."""
-    taken = [
-        name
-        for name in tensors
-        if any(name == p or name.startswith(p + ".") or name.endswith("." + p) for p in parts)
-    ]
+    taken = [name for name in tensors if any(_belongs(name, part) for part in parts)]
     for name in taken:
         del tensors[name]
     return taken

@@ -897,13 +897,13 @@ def test_errors() -> None:
         accelerate(authors(), torch.float16)
     with pytest.raises(ValueError, match=r"model: expected a torch.nn.Module, got dict"):
         accelerate({})  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=r"(?s)PVT or SegFormer: .* got .*Linear with none.*0 blocks"
-    ):
+    with pytest.raises(ValueError, match=r"PVT or SegFormer: .* got .*Linear with none of them$"):
         accelerate(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="published block has no such weight"):
+    reason = r"none that fits: 0 \(.*Scaled\): gamma: the published block has no such weight$"
+    with pytest.raises(ValueError, match=reason) as caught:
         accelerate(nn.Sequential(Scaled(16, 2)))
-    with pytest.raises(ValueError, match="none that fits"):
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"got .*PVT with blocks that are packed already$"):
         accelerate(pack(mini()))
     model = authors()
     accelerate(model)
@@ -986,3 +986,26 @@ def test_scripting_says_what_to_do() -> None:
         assert relative_error(pack(model)(x), expected) < TOLERANCE
         restore(model)
         assert relative_error(torch.jit.script(model)(x), expected) < TOLERANCE
+
+
+def test_another_attention_function_of_transformers() -> None:
+    library = pytest.importorskip(
+        "transformers", reason="transformers is not installed: its attention was NOT exchanged"
+    )
+
+    def nothing(module, query, key, value, mask, **options):  # type: ignore[no-untyped-def]
+        return torch.zeros_like(query).transpose(1, 2).contiguous(), None
+
+    library.AttentionInterface.register("nothing", nothing)
+    model = transformers("Segformer", "Model")
+    own = deepcopy(model)
+    accelerate(model)
+    x = image(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert blocks_run(lambda: model(x)) == sum(DEPTHS)
+        for each in (model, own):
+            each.set_attn_implementation("nothing")
+        assert blocks_run(lambda: model(x)) == 0
+        assert torch.equal(answer(model, x), answer(own, x))
+        with pytest.raises(ValueError, match="its answers are not those of the published block"):
+            accelerate(model)

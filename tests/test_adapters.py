@@ -1,4 +1,4 @@
-"""Optional libraries stay optional, and what docs/adapters.md shows runs as it stands there."""
+"""Optional libraries stay optional, and what the pages about them show runs as it stands there."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from models import MINI, MINI_V2
 
 from pvt_ext.variants import VARIANTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "adapters.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("adapters.md", "accelerate.md")]
 LIBRARIES = ["timm", "huggingface_hub", "torchvision"]
 HIDE = """
 import sys
@@ -52,6 +52,9 @@ def test_examples_run(library: str, tmp_path, monkeypatch) -> None:
     for name, specs in [("pvt_small", MINI), ("pvt_v2_b0", MINI_V2), ("pvt_v2_b2", MINI_V2)]:
         monkeypatch.setitem(VARIANTS, name, specs)  # quick ones
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if f"# needs {library}\n" in block]
-    exec(code, {})
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    examples = [block for block in blocks if f"# needs {library}\n" in block]
+    assert examples
+    for code in examples:
+        exec(code, {})

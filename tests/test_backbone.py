@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from models import MINI, MINI_V2, MINI_V2_LI, enliven, mini
@@ -89,7 +90,7 @@ def test_no_class_token_to_return() -> None:
         mini(MINI_V2).features(torch.zeros(1, 3, 64, 64), return_cls=True)
 
 
-@pytest.mark.parametrize("out_indices", [(), (1, 0), (2, 2), (4,), (-1,), (0.5,), (True,)])
+@pytest.mark.parametrize("out_indices", [(), (1, 0), (2, 2), (4,), (-1,), (0.5,), (True,), 1, None])
 def test_refuses_other_stages(out_indices: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="out_indices: expected"):
         Backbone(MINI, out_indices=out_indices)
@@ -178,10 +179,40 @@ def test_wrong_sizes() -> None:
     batch, sizes = pad_images(images())
     with pytest.raises(ValueError, match="sizes: expected one per image, 4, got 3"):
         model(batch, sizes[:3])
-    with pytest.raises(ValueError, match="sizes: expected at most 64 x 96, got 64 x 97"):
-        model(batch, [*sizes[:3], (64, 97)])
+    for wrong, text in [((64, 97), "64 x 97"), ((65, 9), "65 x 9")]:
+        with pytest.raises(ValueError, match=f"sizes: expected 1 x 1 to 64 x 96, got {text}"):
+            model(batch, [*sizes[:3], wrong])
+    for odd in ((-10, 40), (64, 96, 3), "ab", None):
+        with pytest.raises(ValueError, match="sizes: expected a positive int or"):
+            model(batch, [*sizes[:3], odd])
+    with pytest.raises(ValueError, match=r"sizes: expected 1 x 1 to 64 x 96, got -1 x 9"):
+        model._check_sizes(batch, [*sizes[:3], (-1, 9)])  # as scripted code asks
     with pytest.raises(ValueError, match="expected an image of at least 32 x 32, got 16 x 64"):
         model(batch, [*sizes[:3], (16, 64)])
+    model.set_attn_maps()
+    with pytest.raises(ValueError, match="sizes: expected None while attention maps are kept"):
+        model(batch, sizes)
+
+
+def test_sizes_as_other_libraries_give_them() -> None:
+    model = backbone(MINI_V2)
+    batch, sizes = pad_images(images())
+    expected = model(batch, sizes)
+    for given in ([list(size) for size in sizes], np.array(sizes).tolist()):
+        assert equal(model(batch, given), expected)
+    assert model(batch[:0], [])[0].shape == (0, 16, 16, 24)
+
+
+@pytest.mark.parametrize("specs", [MINI, MINI_V2, MINI_V2_LI], ids=list(KINDS))
+def test_padded_images_under_autocast(specs: tuple[StageSpec, ...]) -> None:
+    model = backbone(specs)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model(*pad_images(images()))
+        alone = model(images()[1][None])
+    for m, a in zip(maps, alone, strict=True):
+        assert m.dtype == a.dtype
+        difference = m[1, :, : a.shape[2], : a.shape[3]] - a[0]
+        assert difference.abs().max() < 0.05 * a.abs().max()
 
 
 def test_pad_images() -> None:
@@ -190,6 +221,7 @@ def test_pad_images() -> None:
     assert sizes == [(5, 9), (8, 3)]
     assert batch.sum() == 2 * (5 * 9 + 8 * 3)
     assert batch[1, :, :, :3].all()
+    assert torch.equal(pad_images(iter(torch.ones(2, 3, 32, 64)))[0], torch.ones(2, 3, 32, 64))
     for wrong in ([], [torch.ones(4, 4)]):
         with pytest.raises(ValueError, match=r"images: expected at least one \[C, H, W\], got"):
             pad_images(wrong)

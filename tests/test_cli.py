@@ -101,6 +101,19 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = set(torch.load(backbone))
     assert names == set(published_state(source)) - {"head.weight", "head.bias"}
 
+    # What is converted is not changed: positions stay those of their size.
+    larger = lively("pvt_tiny", img_size=64)
+    save_weights(larger, tmp_path / "larger.pth")
+    args = ("convert", "pvt_tiny", tmp_path / "larger.pth", tmp_path / "again.pth")
+    code, message = failure(capsys, *args)
+    assert (code, "of another shape: stages.0.pos_embed" in message) == (1, True)
+    assert pvt(*args, "--img-size", 64).exit_code == 0
+    target = create_model("pvt_tiny", img_size=64)
+    load_weights(target, tmp_path / "again.pth", adapt=())
+    assert same_weights(target, larger)
+    code, message = failure(capsys, "convert", "pvt_v2_b0", "timm/pvt_v2_b0", tmp_path / "a.pth")
+    assert (code, "did you mean timm/pvt_v2_b0.in1k" in message) == (1, True)
+
     other = ("convert", "pvt_v2_b1", tmp_path / "ours.pth", tmp_path / "other.pth")
     code, message = failure(capsys, *other)
     assert (code, "does not fit pvt_v2_b1, nothing was loaded" in message) == (1, True)

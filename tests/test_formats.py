@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from foreign_names import hf_state, mmdet_state
 from models import MINI, MINI_V2, MINI_V2_LI, mini, published_state, same_weights, scramble
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvt_ext.backbone import Backbone
 from pvt_ext.formats import library_name, published_name, to_timm, translate
@@ -122,6 +122,40 @@ def test_reads_a_detectors_backbone(kind: str) -> None:
     assert "left out: neck.fpn.weight" in str(report)
 
 
+def test_a_heads_counters_do_not_matter() -> None:
+    source, target = scramble(Backbone(MINI_V2, img_size=64)), Backbone(MINI_V2, img_size=64)
+    state = {f"backbone.{published_name(n)}": t for n, t in source.state_dict().items()}
+    state["decode_head.bn.num_batches_tracked"] = torch.tensor(5)
+    assert load_weights(target, {"state_dict": state}).format == "official"
+    assert same_weights(target, source)
+
+
+def test_the_authors_detectors_have_a_row_without_a_token() -> None:
+    classifier = mini()
+    state = published_state(classifier)
+    detector = {
+        f"backbone.{name}": tensor
+        for name, tensor in state.items()
+        if not name.startswith(("head.", "norm.", "cls_token"))
+    }
+    target = scramble(Backbone(MINI, img_size=64)).eval()
+    assert load_weights(target, detector).loaded == len(target.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    for ours, expected in zip(target(x), classifier.features(x), strict=True):
+        assert torch.equal(ours, expected)
+    whole = scramble(mini())
+    load_weights(whole, detector, drop=("head", "norm", "cls_token"))
+    table = whole.state_dict()["stages.3.pos_embed"]
+    assert torch.equal(table[:, 1:], state["pos_embed4"][:, 1:])
+
+
+def test_two_backbones_are_one_too_many() -> None:
+    state = mini(MINI_V2).state_dict()
+    both = {f"{who}.backbone.{n}": t for n, t in state.items() for who in ("student", "teacher")}
+    with pytest.raises(ValueError, match=r"two models, under 'student\.backbone\.' and 'teacher"):
+        load_weights(Backbone(MINI_V2), both)
+
+
 def test_a_detectors_backbone_into_a_classifier_needs_permission() -> None:
     source, target = scramble(Backbone(MINI, img_size=64)), mini()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
@@ -226,9 +260,46 @@ def test_saving_refuses(tmp_path: Path) -> None:
         save_weights(mini(), tmp_path / "a.pth", format="xml")
     with pytest.raises(ValueError, match="model: expected one that is not packed"):
         save_weights(pack(mini()), tmp_path / "a.pth")
-    with pytest.raises(FileNotFoundError):
-        save_weights(mini(), tmp_path / "no" / "a.pth")
+    for path, message in [
+        (tmp_path / "no" / "a.pth", "there is no folder"),
+        (tmp_path, "is a fol"),
+    ]:
+        with pytest.raises(ValueError, match=f"expected a file to write, but .*{message}"):
+            save_weights(mini(), path)
+    for wrapped in (nn.DataParallel(mini()), nn.Linear(2, 2), torch.compile(mini())):
+        with pytest.raises(ValueError, match="model: expected a PVT or a Backbone, got"):
+            save_weights(wrapped, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="model: expected a PVT or a Backbone, got"):
+            load_weights(wrapped, mini().state_dict())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link.pth").symlink_to(tmp_path / "there.pth")
+    save_weights(mini(), tmp_path / "link.pth")
+    assert (tmp_path / "link.pth").is_symlink()
+    load_weights(mini(), tmp_path / "there.pth")
+
+
+# ---- positions that are not square ----
+
+
+def test_a_file_knows_the_size_of_its_positions(tmp_path: Path) -> None:
+    # 8 x 32 tokens: as many as 16 x 16.
+    source = mini(img_size=(32, 128))
+    save_weights(source, tmp_path / "a.safetensors")
+    x = torch.randn(1, 3, 32, 128)
+    for img_size in (64, 96, (32, 128)):
+        target = scramble(mini(img_size=img_size)).eval()
+        report = load_weights(target, tmp_path / "a.safetensors")
+        if img_size == (32, 128):
+            assert report.adapted == ()
+            assert torch.equal(target(x), source(x))
+        else:
+            assert len(report.adapted) == 4
+            assert "from 8x32 to" in report.adapted[0]
+    with pytest.raises(ValueError, match=r"of another shape: stages\.0\.pos_embed"):
+        load_weights(mini(img_size=96), tmp_path / "a.safetensors", adapt=())
 
 
 def test_specs_are_not_mistaken_for_each_other() -> None:

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from foreign_names import hf_state
 
 import pvt_ext
 
@@ -22,6 +24,16 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert [m.shape[2:] for m in names["maps"]] == [(60, 80), (30, 40), (15, 20)]
     assert names["attention"].shape == (1, 1, 3136, 49)
     assert (tmp_path / "pvt_small.pt").stat().st_size > 90e6
+
+
+def test_example_of_the_page_on_weights_runs(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    state = hf_state(pvt_ext.create_model("pvt_v2_b0").state_dict())
+    torch.save(state, "pytorch_model.bin")
+    exec(code, {})
+    assert f"print(report)  # {capsys.readouterr().out}" in code
 
 
 def test_examples_with_other_libraries_run():

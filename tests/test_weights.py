@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -170,6 +171,62 @@ def test_dropped_parts_stay_as_they_were(source: PVT, target: PVT) -> None:
         assert torch.equal(tensor, before[name] if name in dropped else theirs[name]), name
 
 
+@pytest.mark.parametrize("drop", ["haed", ("block4",), "weight", ("head", "stages.9")])
+def test_what_is_dropped_has_to_exist(drop: object, source: PVT, target: PVT) -> None:
+    with pytest.raises(ValueError, match="drop: expected parts of the model or the file, in the"):
+        load(target, source, drop=drop)
+    assert same_weights(target, scramble(mini()))
+
+
+@pytest.mark.parametrize("argument", ["adapt", "drop"])
+@pytest.mark.parametrize("value", [None, [3], 7])
+def test_names_are_names(argument: str, value: object, source: PVT, target: PVT) -> None:
+    with pytest.raises(ValueError, match=f"{argument}: expected a str or several, got"):
+        load(target, source, **{argument: value})
+
+
+def test_other_sources_are_refused(source: PVT, target: PVT) -> None:
+    with pytest.raises(ValueError, match="source: expected a file or a state_dict, got PVT"):
+        load_weights(target, source)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sha256: expected None, as a state_dict has no digest"):
+        load(target, source, sha256="0" * 64)
+    with pytest.raises(
+        ValueError, match="1 entries that are no tensors: net; pass what is under net"
+    ):
+        load_weights(target, {"net": source.state_dict()})
+
+
+def test_a_model_that_cannot_be_written_to_is_refused_before(source: PVT) -> None:
+    def frozen() -> PVT:
+        model = scramble(mini())
+        with torch.inference_mode():
+            model.reset_classifier(10)
+        return model
+
+    def expanded() -> PVT:
+        model = scramble(mini())
+        model.head.bias = torch.nn.Parameter(torch.zeros(1).expand(10))
+        return model
+
+    for make in (frozen, expanded):
+        target = make()
+        before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+        with pytest.raises(
+            ValueError, match=r"model: head\.\w+ (was made in inference|is expanded)"
+        ):
+            load(target, source)
+        after = target.state_dict()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_python_objects_are_named(source: PVT, target: PVT, tmp_path: Path) -> None:
+    torch.save({"model": source.state_dict(), "best": np.float64(3)}, tmp_path / "a.pth")
+    message = r"holds Python objects \(numpy.* which could run code and are not loaded; save the s"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_weights(target, tmp_path / "a.pth")
+    assert str(caught.value).isprintable()
+
+
 def test_what_may_be_adapted_is_checked(source: PVT, target: PVT) -> None:
     message = r"adapt: expected some of positions, in_chans, num_classes, got \('head',\)"
     with pytest.raises(ValueError, match=message):
@@ -320,7 +377,7 @@ def test_refuses_what_is_no_checkpoint(
         "text.pth": "not a checkpoint, or damaged",
         "text.safetensors": "not a checkpoint, or damaged",
         "cut.pth": "not a checkpoint, or damaged",
-        "malicious.pth": "not a checkpoint, or damaged",
+        "malicious.pth": r"holds Python objects \(posix.mkdir\), which could run code and are not",
         "list.pth": "expected a dict of tensors, got list",
         "numbers.pth": "2 entries that are no tensors: epoch, lr",
         "nothing.pth": "got nothing",
