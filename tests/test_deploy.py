@@ -10,12 +10,13 @@ import pytest
 import torch
 from image_files import image_files, jpeg, photo, png
 from infer_program import PHOTO_FILES, PHOTOS, Infer
-from models import mini, relative_error
+from models import lively, mini, relative_error
 from PIL import Image
 from torch import Tensor, nn
 
-from pvt_ext.export import export_torchscript
+from pvt_ext.export import export_torchscript, load_torchscript
 from pvt_ext.preprocess import PRESETS, Preprocess, load_image
+from pvt_ext.variants import list_models
 
 # Pillow's remark on palette images with transparency, which are among the files on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
@@ -63,6 +64,26 @@ def test_decoded_pixels_equal_pillows(binary: Path, images: list[Path], tmp_path
         assert (height, width) == expected.shape[:2], path.name
         actual = np.array(values[: expected.size]).reshape(expected.shape)
         assert (actual != expected).sum() == 0, path.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("pvt_v2_b0", "pvt_v2_b2_li") else pytest.mark.slow)
+        for name in list_models()
+        if name != "pvt_huge_v2"  # 1.2 GB; it differs from the others by numbers alone
+    ],
+)
+def test_every_model_runs_in_cpp(binary: Path, tmp_path: Path, name: str) -> None:
+    file, out = tmp_path / "model.pt", tmp_path / "logits.npy"
+    export_torchscript(lively(name), file)
+    Infer(binary, file)("--logits", out, *PHOTO_FILES[:2])
+    network, _ = load_torchscript(file)
+    with torch.inference_mode():
+        x = torch.stack([network.preprocess(load_image(path)) for path in PHOTO_FILES[:2]])
+        expected = torch.cat([network(image[None]) for image in x])
+    assert relative_error(torch.from_numpy(np.load(out)), expected) < 1e-6
+    file.unlink()  # pytest keeps folders, and all models are 1.2 GB
 
 
 @pytest.mark.parametrize("preset", PRESETS)
