@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 import pvt_ext
-from benchmarks.common import compared, machine, write_json
+from benchmarks.common import begin, compared, write_json
 
 _B2 = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]}
 _HEADS = {"num_attention_heads": [1, 2, 5, 8]}
@@ -39,14 +39,8 @@ def models() -> Iterator[tuple[str, nn.Module, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="per row (default 10)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", help="also write the rows to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = begin(parser, seconds=10)
 
-    print(machine())
     print(f"timm {timm.__version__}, transformers {transformers.__version__}")
     print(f"{'model':36} {'size':>5} {'own ms':>9} {'swapped':>9} {'ratio':>6}")
     rows = []

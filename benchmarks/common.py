@@ -1,5 +1,6 @@
 """Fair timing: candidates take turns in one process, medians are compared, the machine is named."""
 
+import argparse
 import json
 import os
 import platform
@@ -30,6 +31,20 @@ def machine() -> str:
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"CPU level {pvt_ext.cpu_level()}, torch {torch.__version__}, pvt_ext {pvt_ext.__version__}"
     )
+
+
+def begin(parser: argparse.ArgumentParser, seconds: float) -> argparse.Namespace:
+    """Read the options that every benchmark has, and its own; set threads and seed; say where."""
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help=f"per row (default {seconds:g})"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", help="also write the rows to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(machine())
+    return args
 
 
 def interleaved(candidates: Runs, seconds: float, min_rounds: int = 7) -> dict[str, list[float]]:

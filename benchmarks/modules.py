@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Runs, compared, machine, row_text, write_json
+from benchmarks.common import Runs, begin, compared, row_text, write_json
 from benchmarks.compare import image_size
 from benchmarks.ops import sdpa
 from pvt_ext import pack
@@ -80,14 +80,8 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--size", type=image_size, default=(224, 224), help="224 or 800x1280")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per row (default 1)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", help="also write the rows to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = begin(parser, seconds=1)
 
-    print(machine())
     print(f"{'operator':36} {'dtype':5} {'batch':>5} {row_text()}")
     rows = []
     for model in args.models:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Runs, compared, machine, row_text, write_json
+from benchmarks.common import Runs, begin, compared, row_text, write_json
 from pvt_ext import ops, reference
 from tests.cases import ATTENTION, REDUCTION, AttentionCase, ReductionCase
 
@@ -63,14 +63,8 @@ def candidates(case: AttentionCase | ReductionCase, dtype: torch.dtype) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=1.0, help="per row (default 1)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", help="also write the rows to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = begin(parser, seconds=1)
 
-    print(machine())
     print(f"{'case':46} {'dtype':9} {row_text()} GFLOP/s")
     rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

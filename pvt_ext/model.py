@@ -56,13 +56,16 @@ class PVT(Pyramid):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the head sees, ``[B, num_features]``: class token or mean of tokens, normalised."""
+        tokens, _ = self._last_stage(x)
+        return self._head_input(tokens)
+
+    def _last_stage(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        # Its tokens, class token included, before the final norm; and their grid.
         self._check_image(x)
-        last = len(self.stages) - 1
+        tokens, (H, W) = x, (0, 0)
         for i, stage in enumerate(self.stages):
-            x, (H, W) = stage(x)
-            if i != last:
-                x = as_map(x, H, W)
-        return self._head_input(x)
+            tokens, (H, W) = stage(x if i == 0 else as_map(tokens, H, W))
+        return tokens, (H, W)
 
     def forward_head(self, x: Tensor) -> Tensor:
         """``[B, num_features] -> [B, num_classes]``."""

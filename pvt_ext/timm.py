@@ -87,13 +87,8 @@ class TimmPVT(PVT):
         Returns:
             with a class token ``[B, 1 + H * W, num_features]``, else ``[B, num_features, H, W]``.
         """
-        self._check_image(x)
-        last = len(self.stages) - 1
-        for i, stage in enumerate(self.stages):
-            x, (H, W) = stage(x)
-            if i != last:
-                x = as_map(x, H, W)
-        return self._normalised(x, H, W)
+        tokens, (H, W) = self._last_stage(x)
+        return self._normalised(tokens, H, W)
 
     def _normalised(self, x: Tensor, H: int, W: int) -> Tensor:
         norm = self.norm
