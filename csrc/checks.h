@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -130,6 +131,78 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
   return {x.size(0), H, W, C, sr_ratio};
 }
 
+// `grad` is the gradient of a result of this shape, of the dtype of `x`.
+inline void check_grad(const char* op, const Tensor& grad, std::initializer_list<int64_t> sizes,
+                       const char* x_name, const Tensor& x) {
+  std::string expected;
+  for (const int64_t size : sizes) {
+    expected += (expected.empty() ? "[" : ", ") + std::to_string(size);
+  }
+  expected += "]";
+  check(shape(grad) == expected, op, ": expected grad of shape ", expected, ", got ", shape(grad));
+  check_like(op, "grad", grad, x_name, x);
+}
+
+inline SraShape check_sra_attention_backward(const Tensor& grad, const Tensor& q, const Tensor& kv,
+                                             int64_t num_heads) {
+  const SraShape s = check_sra_attention(q, kv, num_heads);
+  check_grad("sra_attention_backward", grad, {s.B, s.N, s.C}, "q", q);
+  return s;
+}
+
+inline ReductionShape check_spatial_reduction_backward(const Tensor& grad, const Tensor& x,
+                                                       int64_t H, int64_t W, const Tensor& weight,
+                                                       const Tensor& bias,
+                                                       const Tensor& norm_weight,
+                                                       int64_t sr_ratio) {
+  const ReductionShape s =
+      check_spatial_reduction(x, H, W, weight, bias, norm_weight, norm_weight, sr_ratio);
+  check_grad("spatial_reduction_backward", grad, {s.B, s.kv_len(), s.C}, "x", x);
+  return s;
+}
+
+struct MlpShape {
+  int64_t rows, C, hidden;
+};
+
+inline MlpShape check_mlp(const char* op, const Tensor& x, const Tensor& fc1_weight,
+                          const Tensor& fc1_bias, const Tensor& fc2_weight) {
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, N, C], got ", shape(x));
+  const int64_t C = x.size(2);
+  check(fc1_weight.dim() == 2 && fc1_weight.size(0) >= 1 && fc1_weight.size(1) == C, op,
+        ": expected fc1_weight of shape [hidden, ", C, "], got ", shape(fc1_weight));
+  const int64_t hidden = fc1_weight.size(0);
+  check(fc1_bias.dim() == 1 && fc1_bias.size(0) == hidden, op, ": expected fc1_bias of shape [",
+        hidden, "], got ", shape(fc1_bias));
+  check(fc2_weight.dim() == 2 && fc2_weight.size(0) == C && fc2_weight.size(1) == hidden, op,
+        ": expected fc2_weight of shape [", C, ", ", hidden, "], got ", shape(fc2_weight));
+  check_like(op, "fc1_weight", fc1_weight, "x", x);
+  check_like(op, "fc1_bias", fc1_bias, "x", x);
+  check_like(op, "fc2_weight", fc2_weight, "x", x);
+  return {x.size(0) * x.size(1), C, hidden};
+}
+
+inline MlpShape check_mlp(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc1_bias,
+                          const Tensor& fc2_weight, const Tensor& fc2_bias) {
+  constexpr const char* op = "mlp";
+  const MlpShape s = check_mlp(op, x, fc1_weight, fc1_bias, fc2_weight);
+  check(fc2_bias.dim() == 1 && fc2_bias.size(0) == s.C, op, ": expected fc2_bias of shape [", s.C,
+        "], got ", shape(fc2_bias));
+  check_like(op, "fc2_bias", fc2_bias, "x", x);
+  return s;
+}
+
+inline MlpShape check_mlp_backward(const Tensor& grad, const Tensor& x, const Tensor& fc1_weight,
+                                   const Tensor& fc1_bias, const Tensor& fc2_weight) {
+  constexpr const char* op = "mlp_backward";
+  const MlpShape s = check_mlp(op, x, fc1_weight, fc1_bias, fc2_weight);
+  check_grad(op, grad, {x.size(0), x.size(1), s.C}, "x", x);
+  return s;
+}
+
 // Columns of a panel of packed weights.
 constexpr int64_t kPackedColumns = 16;
 
@@ -190,13 +263,10 @@ inline void check_packed(const char* op, const char* name, const Tensor& weight,
   check_device(op, name, weight, x);
 }
 
-struct MlpShape {
-  int64_t rows, C, hidden;
-};
-
-inline MlpShape check_mlp(const char* op, const Tensor& x, const Tensor& norm_weight,
-                          const Tensor& norm_bias, const Tensor& fc1_weight, const Tensor& fc1_bias,
-                          const Tensor& fc2_weight, const Tensor& fc2_bias) {
+inline MlpShape check_packed_mlp(const char* op, const Tensor& x, const Tensor& norm_weight,
+                                 const Tensor& norm_bias, const Tensor& fc1_weight,
+                                 const Tensor& fc1_bias, const Tensor& fc2_weight,
+                                 const Tensor& fc2_bias) {
   check_tokens(op, x);
   const int64_t C = x.size(2);
   check(C >= 1, op, ": expected x with at least one channel, got ", shape(x));
@@ -215,8 +285,8 @@ inline MlpShape check_mlp(const char* op, const Tensor& x, const Tensor& norm_we
 inline MlpShape check_mlp_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
                                 const Tensor& fc1_weight, const Tensor& fc1_bias,
                                 const Tensor& fc2_weight, const Tensor& fc2_bias) {
-  return check_mlp("mlp_block_", x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
-                   fc2_bias);
+  return check_packed_mlp("mlp_block_", x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
+                          fc2_bias);
 }
 
 inline MlpShape check_conv_mlp_block(const Tensor& x, int64_t H, int64_t W,
@@ -226,7 +296,7 @@ inline MlpShape check_conv_mlp_block(const Tensor& x, int64_t H, int64_t W,
                                      const Tensor& fc2_weight, const Tensor& fc2_bias) {
   constexpr const char* op = "conv_mlp_block_";
   const MlpShape s =
-      check_mlp(op, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
+      check_packed_mlp(op, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
   check_grid(op, x, H, W);
   check(dwconv_weight.dim() == 3 && dwconv_weight.size(0) == 3 && dwconv_weight.size(1) == 3 &&
             dwconv_weight.size(2) == s.hidden,

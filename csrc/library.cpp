@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kOpsVersion = 4;
+constexpr int64_t kOpsVersion = 5;
 
 std::string compiler() {
 #if defined(__clang__)

@@ -12,8 +12,33 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   //   x: [B, H * W, C]   weight: [C, C, sr_ratio, sr_ratio]   bias, norm_weight, norm_bias: [C]
   //   -> [B, (H / sr_ratio) * (W / sr_ratio), C], rounded down
   m.def(
-      "spatial_reduction(Tensor x, int H, int W, Tensor weight, Tensor bias, Tensor norm_weight, "
+      "spatial_reduction(Tensor x, SymInt H, SymInt W, Tensor weight, Tensor bias, Tensor "
+      "norm_weight, "
       "Tensor norm_bias, int sr_ratio, float eps) -> Tensor");
+
+  // fc2(gelu(fc1(x))), whose hidden tensor is not written to memory.
+  //   x: [B, N, C]   fc1_weight: [hidden, C]   fc1_bias: [hidden]   fc2_weight: [C, hidden]
+  //   fc2_bias: [C]   ->   [B, N, C]
+  m.def(
+      "mlp(Tensor x, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias) "
+      "-> Tensor");
+
+  // The gradients of the three above, for `grad`, that of their result. They keep nothing of the
+  // forward pass but its inputs and compute the rest again. What is not needed comes back empty.
+  //   -> those of q, kv
+  m.def(
+      "sra_attention_backward(Tensor grad, Tensor q, Tensor kv, int num_heads, float scale, "
+      "bool need_q, bool need_kv) -> (Tensor, Tensor)");
+  //   -> those of x, weight, bias, norm_weight, norm_bias
+  m.def(
+      "spatial_reduction_backward(Tensor grad, Tensor x, SymInt H, SymInt W, Tensor weight, Tensor "
+      "bias, "
+      "Tensor norm_weight, int sr_ratio, float eps, bool need_x, bool need_weights) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  //   -> those of x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
+  m.def(
+      "mlp_backward(Tensor grad, Tensor x, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, "
+      "bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // The operators below are for inference: whole half-blocks, on weights in panels ("packed
   // [rows, columns]", pvt_ext/packing.py) of x's dtype, or of bfloat16 beside a float32 x, and
@@ -34,7 +59,7 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   //   kv_weight: packed [2 * C, C]   kv_bias: [2 * C]
   //   -> [B, kv_len, 2 * C]
   m.def(
-      "reduce_kv(Tensor x, int H, int W, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "reduce_kv(Tensor x, SymInt H, SymInt W, Tensor norm_weight, Tensor norm_bias, float eps, "
       "Tensor? sr_weight, Tensor? sr_bias, Tensor? sr_norm_weight, Tensor? sr_norm_bias, "
       "float sr_eps, Tensor kv_weight, Tensor kv_bias, int sr_ratio) -> Tensor");
 
@@ -43,7 +68,7 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   //   x: [B, H * W, C]   norm_weight, norm_bias, sr_bias, sr_norm_*: [C]   sr_weight: packed [C, C]
   //   kv_weight: packed [2 * C, C]   kv_bias: [2 * C]   ->   [B, pool_size^2, 2 * C]
   m.def(
-      "pool_kv(Tensor x, int H, int W, Tensor norm_weight, Tensor norm_bias, float eps, "
+      "pool_kv(Tensor x, SymInt H, SymInt W, Tensor norm_weight, Tensor norm_bias, float eps, "
       "int pool_size, Tensor sr_weight, Tensor sr_bias, Tensor sr_norm_weight, "
       "Tensor sr_norm_bias, float sr_eps, Tensor kv_weight, Tensor kv_bias) -> Tensor");
 
@@ -68,7 +93,7 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   //   fc1_weight: packed [hidden, C]   dwconv_weight: [3, 3, hidden]
   //   fc2_weight: packed [C, hidden]
   m.def(
-      "conv_mlp_block_(Tensor(a!) x, int H, int W, Tensor norm_weight, Tensor norm_bias, "
+      "conv_mlp_block_(Tensor(a!) x, SymInt H, SymInt W, Tensor norm_weight, Tensor norm_bias, "
       "float eps, Tensor fc1_weight, Tensor fc1_bias, bool relu, Tensor dwconv_weight, "
       "Tensor dwconv_bias, Tensor fc2_weight, Tensor fc2_bias) -> ()");
 

@@ -285,11 +285,15 @@ class Mlp(nn.Module):
         dwconv: mix each hidden channel over 3 x 3 neighbouring tokens before the GELU (zeros
             around the grid).
         relu: a ReLU before that convolution, which the linear variant has.
+        fused: without ``dwconv``, use the operator of this library, which keeps the hidden layer
+            out of memory; False selects plain PyTorch. Dropout in training does, too.
 
     Source: PVT v2, "Convolutional Feed-Forward"; without ``dwconv``, PVT v1.
     """
 
     relu: Final[bool]
+    fused: Final[bool]
+    drops: Final[bool]
 
     def __init__(
         self,
@@ -298,9 +302,12 @@ class Mlp(nn.Module):
         drop: float = 0.0,
         dwconv: bool = False,
         relu: bool = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.relu = relu
+        self.fused = fused and not dwconv
+        self.drops = drop > 0.0
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = (
             nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim) if dwconv else None
@@ -310,6 +317,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, H: int = 0, W: int = 0) -> Tensor:
         """``[B, N, C] -> [B, N, C]``; with ``dwconv``, ``N`` is the token grid's ``H * W``."""
+        if self.fused and not (self.drops and self.training):
+            return torch.ops.pvt.mlp(
+                x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+            )
         x = self.fc1(x)
         dwconv = self.dwconv
         if dwconv is not None:
@@ -374,7 +385,7 @@ class Block(nn.Module):
             dim, num_heads, qkv_bias=True, sr_ratio=sr_ratio, linear=linear, fused=fused
         )
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dwconv=dwconv, relu=linear)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dwconv=dwconv, relu=linear, fused=fused)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:

@@ -1,21 +1,17 @@
 """The operators ``torch.ops.pvt.*`` with types and documentation, in the order of csrc/ops.cpp.
 
 Beside each wrapper stands what only Python needs: the shape function for tracing and export
-("fake"), the gradient, the autocast rule, the count of floating-point operations. Scripted code
-calls ``torch.ops.pvt.<name>`` itself.
-
-Gradients run the reference again and differentiate it, so they cost a forward pass more and are
-those of :mod:`pvt_ext.reference` exactly.
+("fake"), the autocast rule, the count of floating-point operations; gradients are in
+:mod:`pvt_ext.gradients`. Scripted code calls ``torch.ops.pvt.<name>`` itself.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from pvt_ext import reference
+from pvt_ext import gradients as gradients  # registers them
 
 
 def sra_attention(q: Tensor, kv: Tensor, num_heads: int, scale: float) -> Tensor:
@@ -77,6 +73,30 @@ def spatial_reduction(
     return torch.ops.pvt.spatial_reduction(
         x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio, eps
     )
+
+
+def mlp(
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor
+) -> Tensor:
+    """Two linear layers with the exact GELU between them, whose hidden tensor is never in memory.
+
+    Its gradient computes the hidden tensor again, block by block: beside the weights, training
+    keeps nothing but ``x``.
+
+    Args:
+        x: tokens, ``[B, N, C]``; any strides.
+        fc1_weight, fc1_bias: ``[hidden, C]`` and ``[hidden]``, dtype and device of ``x``.
+        fc2_weight, fc2_bias: ``[C, hidden]`` and ``[C]``.
+
+    Returns:
+        ``[B, N, C]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v1, section 3.3, the feed-forward layer.
+    """
+    return torch.ops.pvt.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
 
 def resize(
@@ -146,44 +166,26 @@ def _(
     return x.new_empty((B, (H // sr_ratio) * (W // sr_ratio), C))
 
 
+@torch.library.register_fake("pvt::mlp")
+def _(
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor
+) -> Tensor:
+    torch._check(x.dim() == 3, lambda: f"mlp: expected x [B, N, C], got {x.shape}")
+    hidden, C = fc1_bias.shape[0], x.shape[2]
+    torch._check(
+        list(fc1_weight.shape) == [hidden, C] and list(fc2_weight.shape) == [C, hidden],
+        lambda: (
+            f"mlp: expected fc1_weight [{hidden}, {C}] and fc2_weight [{C}, {hidden}], "
+            f"got {fc1_weight.shape} and {fc2_weight.shape}"
+        ),
+    )
+    return x.new_empty(x.shape)
+
+
 @torch.library.register_fake("pvt::resize")
 def _(image: Tensor, size: list[int], interpolation: str, crop: list[int]) -> Tensor:
     height, width = crop[2:] if crop else size
     return image.new_empty((height, width, image.shape[2]))
-
-
-# ---- gradients ----
-
-
-def _register_autograd(name: str, formula: Callable[..., Tensor]) -> None:
-    """Differentiate ``pvt::<name>`` as ``formula``, its reference."""
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.constants = [None if isinstance(x, Tensor) else x for x in inputs]
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"pvt::{name} has no second derivative; create the model with fused=False "
-                "to differentiate twice"
-            )
-        saved = iter(ctx.saved_tensors)
-        needed = ctx.needs_input_grad
-        inputs = [
-            next(saved).detach().requires_grad_(need) if constant is None else constant
-            for constant, need in zip(ctx.constants, needed, strict=True)
-        ]
-        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-        with torch.enable_grad():
-            grads = iter(torch.autograd.grad(formula(*inputs), wanted, grad))
-        return tuple(next(grads) if need else None for need in needed)
-
-    torch.library.register_autograd(f"pvt::{name}", backward, setup_context=setup_context)
-
-
-_register_autograd("sra_attention", reference.sra_attention)
-_register_autograd("spatial_reduction", reference.spatial_reduction)
 
 
 # ---- autocast: as matrix products, in the dtype of the autocast region ----
@@ -210,6 +212,7 @@ def _register_autocast(name: str, device: str) -> None:
 for _device in ("cpu", "cuda"):
     _register_autocast("sra_attention", _device)
     _register_autocast("spatial_reduction", _device)
+    _register_autocast("mlp", _device)
 
 
 # ---- floating-point operations, two per multiply-accumulate ----
@@ -226,3 +229,9 @@ def _(x: list[int], H: int, W: int, weight: list[int], *args: Any, **kwargs: Any
     B, _, C = x
     R = weight[-1]
     return 2 * B * (H // R) * (W // R) * C * C * R * R
+
+
+@register_flop_formula(torch.ops.pvt.mlp)
+def _(x: list[int], fc1_weight: list[int], *args: Any, **kwargs: Any) -> int:
+    B, N, C = x
+    return 2 * 2 * B * N * C * fc1_weight[0]

@@ -89,6 +89,24 @@ def spatial_reduction(
     return F.layer_norm(x, [C], norm_weight, norm_bias, eps)
 
 
+def mlp(
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor
+) -> Tensor:
+    """Two linear layers with the exact GELU between them, on each token.
+
+    Args:
+        x: tokens, ``[B, N, C]``.
+        fc1_weight, fc1_bias: ``[hidden, C]`` and ``[hidden]``.
+        fc2_weight, fc2_bias: ``[C, hidden]`` and ``[C]``.
+
+    Returns:
+        ``[B, N, C]``.
+
+    Source: PVT v1, section 3.3, the feed-forward layer.
+    """
+    return F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+
+
 def patch_embed(
     x: Tensor,
     weight: Tensor,

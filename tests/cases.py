@@ -168,6 +168,22 @@ class MlpCase:
     N: int
     C: int
     hidden: int
+    real: bool = False
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x = torch.randn(self.B, self.N, self.C, dtype=dtype)
+        fc1 = (torch.randn(self.hidden, self.C) * self.C**-0.5).to(dtype)
+        fc2 = (torch.randn(self.C, self.hidden) * self.hidden**-0.5).to(dtype)
+        fc1_bias, fc2_bias = vectors(dtype, self.hidden, self.C)
+        return x, fc1, fc1_bias, fc2, fc2_bias
+
+
+@dataclass(frozen=True)
+class MlpBlockCase:
+    B: int
+    N: int
+    C: int
+    hidden: int
     eps: float = 1e-6
 
     def inputs(
@@ -193,7 +209,7 @@ class ConvMlpCase:
     def inputs(
         self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
     ) -> tuple[Any, ...]:
-        mlp = MlpCase(self.B, self.H * self.W, self.C, self.hidden, self.eps)
+        mlp = MlpBlockCase(self.B, self.H * self.W, self.C, self.hidden, self.eps)
         x, *before, fc2_weight, fc2_bias = mlp.inputs(dtype, weight)
         taps = (torch.randn(3, 3, self.hidden) / 3).to(dtype)
         conv = (self.relu, taps, *vectors(dtype, self.hidden))
@@ -244,12 +260,12 @@ BLOCK_CASES: dict[str, list[Any]] = {
         AttentionBlockCase(5, 33, 70, 2, 17),
     ],
     "mlp_block_": [
-        MlpCase(1, 784, 64, 512),
-        MlpCase(2, 196, 320, 1280),
-        MlpCase(1, 50, 512, 2048),
-        MlpCase(1, 33, 70, 300),
-        MlpCase(3, 101, 24, 95),
-        MlpCase(2, 1, 7, 5),
+        MlpBlockCase(1, 784, 64, 512),
+        MlpBlockCase(2, 196, 320, 1280),
+        MlpBlockCase(1, 50, 512, 2048),
+        MlpBlockCase(1, 33, 70, 300),
+        MlpBlockCase(3, 101, 24, 95),
+        MlpBlockCase(2, 1, 7, 5),
     ],
     "conv_mlp_block_": [
         ConvMlpCase(1, 56, 56, 64, 512),
@@ -290,13 +306,25 @@ REDUCTION = [
     ReductionCase(1, 5, 5, 10, 5),
     ReductionCase(1, 17, 8, 7, 8),
     ReductionCase(3, 4, 3, 65, 3),
-    ReductionCase(1, 6, 7, 3, 1),
+    ReductionCase(1, 6, 7, 3, 1, eps=well_conditioned(3)),
+]
+
+MLP = [
+    MlpCase(1, 784, 64, 512, real=True),
+    MlpCase(2, 196, 320, 1280, real=True),
+    MlpCase(1, 50, 512, 2048, real=True),
+    # awkward
+    MlpCase(2, 700, 24, 95),  # more rows than a chunk of the gradient's
+    MlpCase(3, 11, 7, 5),
+    MlpCase(1, 1, 33, 130),
+    MlpCase(2, 5, 1, 1),
 ]
 
 # By operator; the tests of test_ops.py run every operator that has cases here.
-CASES: dict[str, list[AttentionCase] | list[ReductionCase]] = {
+CASES: dict[str, Sequence[AttentionCase | ReductionCase | MlpCase]] = {
     "sra_attention": ATTENTION,
     "spatial_reduction": REDUCTION,
+    "mlp": MLP,
 }
 
 
@@ -312,23 +340,69 @@ def assert_as_exact(
     PyTorch happens to be exact, what rounding the result takes is granted, in float64, where the
     truth itself is rounded, 64 times that.
     """
-    errors, torch_errors, truths = [], [], []
+    results = []
     for inputs in draws:
-        ours, torchs = op(*inputs), formula(*inputs)
-        truth = formula(*(in_double(x) for x in inputs))
+        results.append((op(*inputs), formula(*inputs), formula(*(in_double(x) for x in inputs))))
+    assert_errors(results)
+
+
+def assert_gradients_as_exact(
+    op: Callable[..., Tensor], formula: Callable[..., Tensor], *draws: Sequence[Any]
+) -> None:
+    """The same of the gradients of ``op``, one tensor of ``draws`` after another."""
+    results: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+    for inputs in draws:
+        ours, torchs = gradients(op, inputs), gradients(formula, inputs)
+        truths = gradients(formula, [in_double(x) for x in inputs])
+        results.append(list(zip(ours, torchs, truths, strict=True)))
+    for of_one_input in zip(*results, strict=True):
+        assert_errors(of_one_input)
+
+
+def gradients(function: Callable[..., Tensor], inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Gradients of all tensors among ``inputs``, for the same random gradient at every call."""
+    inputs = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
+    out = function(*inputs)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randint(-16, 17, out.shape, generator=generator) / 8  # exact in every dtype
+    wanted = [x for x in inputs if isinstance(x, Tensor)]
+    return torch.autograd.grad(out, wanted, grad.to(out.dtype))
+
+
+def assert_errors(results: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """See :func:`assert_as_exact`; a result is ours, PyTorch's and the truth."""
+    for ours, torchs, truth in results:
         assert ours.shape == truth.shape
         assert ours.dtype == torchs.dtype
-        errors.append((ours.double() - truth).flatten())
-        torch_errors.append((torchs.double() - truth).flatten())
-        truths.append(truth.flatten())
-    error, torch_error, truth = (torch.cat(x) for x in (errors, torch_errors, truths))
+    error, torch_error, truth = (
+        torch.cat([x.flatten() for x in columns])
+        for columns in (
+            [ours.double() - truth for ours, _, truth in results],
+            [torchs.double() - truth for _, torchs, truth in results],
+            [truth for _, _, truth in results],
+        )
+    )
     if truth.numel() == 0:
         return
-    ulps = 64 if ours.dtype == torch.float64 else 1
-    eps = ulps * torch.finfo(ours.dtype).eps
+    dtype = results[0][0].dtype
+    ulps = 64 if dtype == torch.float64 else 1
+    eps = ulps * torch.finfo(dtype).eps
     assert rms(error) <= 2 * rms(torch_error) + eps / 4 * rms(truth), (rms(error), rms(torch_error))
     largest, torch_largest = error.abs().max().item(), torch_error.abs().max().item()
     assert largest <= 8 * torch_largest + eps * truth.abs().max().item(), (largest, torch_largest)
+
+
+def restrided(x: Any, layout: str) -> Any:
+    """The same values in other strides; numbers as they are."""
+    if not isinstance(x, Tensor):
+        return x
+    if layout == "sliced":  # as q or kv are when cut out of one larger projection
+        return torch.cat([x, x], dim=-1)[..., : x.shape[-1]]
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "every second":
+        return x.repeat_interleave(2, dim=-1)[..., ::2]
+    return x[:1].expand_as(x) if x.dim() == 3 else x
 
 
 def in_double(x: Any) -> Any:

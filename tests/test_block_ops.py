@@ -22,7 +22,7 @@ SMALL = [
     ("reduce_kv", cases.KvCase(2, 5, 4, 6, 0)),
     ("pool_kv", cases.PoolCase(2, 5, 4, 6, 3)),
     ("attention_block_", cases.AttentionBlockCase(2, 6, 8, 2, 5)),
-    ("mlp_block_", cases.MlpCase(2, 6, 8, 20)),
+    ("mlp_block_", cases.MlpBlockCase(2, 6, 8, 20)),
     ("conv_mlp_block_", cases.ConvMlpCase(2, 3, 2, 8, 20)),
 ]
 
@@ -77,7 +77,9 @@ def test_int8_is_quantised_as_the_reference_says(name, case):
     dtypes=st.sampled_from(cases.PACKED_DTYPES),
 )
 def test_mlp_any_shape(B, N, C, hidden, dtypes):
-    check_draws("mlp_block_", cases.MlpCase(B, N, C, hidden, cases.well_conditioned(C)), dtypes)
+    check_draws(
+        "mlp_block_", cases.MlpBlockCase(B, N, C, hidden, cases.well_conditioned(C)), dtypes
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,7 +248,7 @@ def test_same_bits_for_any_number_of_threads(name, case, dtypes):
         ("reduce_kv", cases.KvCase(5, 7, 7, 512, 0)),
         ("pool_kv", cases.PoolCase(5, 14, 14, 320, 7)),
         ("attention_block_", cases.AttentionBlockCase(5, 50, 512, 8, 50)),
-        ("mlp_block_", cases.MlpCase(5, 50, 512, 2048)),
+        ("mlp_block_", cases.MlpBlockCase(5, 50, 512, 2048)),
         ("conv_mlp_block_", cases.ConvMlpCase(5, 14, 14, 64, 300)),
         ("conv_mlp_block_", cases.ConvMlpCase(5, 20, 14, 64, 300)),
     ],
@@ -280,7 +282,7 @@ def check_memory_is_flat() -> None:
     random.seed(0)
 
     def call(N):
-        run("mlp_block_", cases.MlpCase(1, N, 64, 256).inputs())
+        run("mlp_block_", cases.MlpBlockCase(1, N, 64, 256).inputs())
         run(
             "attention_block_",
             cases.AttentionBlockCase(1, N, 64, 2, 49).inputs(),
@@ -322,7 +324,7 @@ def with_changes(name, case, names, **changes):
 
 def mlp_with(**changes):
     names = "x norm_weight norm_bias eps fc1_weight fc1_bias fc2_weight fc2_bias"
-    return with_changes("mlp_block_", cases.MlpCase(2, 6, 8, 20), names, **changes)
+    return with_changes("mlp_block_", cases.MlpBlockCase(2, 6, 8, 20), names, **changes)
 
 
 def attention_with(**changes):
@@ -415,7 +417,7 @@ def test_messages_name_argument_expectation_and_value(call, message):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_shapes_are_checked_while_tracing_too(device):
-    _, *rest = cases.MlpCase(2, 6, 8, 20).inputs()
+    _, *rest = cases.MlpBlockCase(2, 6, 8, 20).inputs()
     rest = [r.to(device) if isinstance(r, Tensor) else r for r in rest]
     with pytest.raises(RuntimeError, match=r"expected fc1_weight packed from \[20, 9\]"):
         block_ops.mlp_block_(

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 
 namespace pvt {
 
@@ -14,6 +15,22 @@ Tensor sra_attention_aten(const Tensor& q, const Tensor& kv, int64_t num_heads, 
 Tensor spatial_reduction_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
                               const Tensor& bias, const Tensor& norm_weight,
                               const Tensor& norm_bias, int64_t sr_ratio, double eps);
+
+Tensor mlp_aten(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc1_bias,
+                const Tensor& fc2_weight, const Tensor& fc2_bias);
+
+std::tuple<Tensor, Tensor> sra_attention_backward_aten(const Tensor& grad, const Tensor& q,
+                                                       const Tensor& kv, int64_t num_heads,
+                                                       double scale, bool need_q, bool need_kv);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_reduction_backward_aten(
+    const Tensor& grad, const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+    const Tensor& bias, const Tensor& norm_weight, int64_t sr_ratio, double eps, bool need_x,
+    bool need_weights);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward_aten(
+    const Tensor& grad, const Tensor& x, const Tensor& fc1_weight, const Tensor& fc1_bias,
+    const Tensor& fc2_weight, bool need_x, bool need_weights);
 
 Tensor patch_embed_aten(const Tensor& x, const Tensor& weight, const Tensor& bias,
                         const Tensor& norm_weight, const Tensor& norm_bias, double eps,

@@ -34,6 +34,19 @@ struct ReduceArgs {
   NormArgs norm;
 };
 
+// What spatial_reduction_backward computes on the way, one row per window.
+struct ReduceGradArgs {
+  ReduceArgs forward;
+  int64_t num_tokens;        // H * W
+  int64_t num_rows;          // B * out_H * out_W
+  int64_t row_size;          // C, rounded up to panels
+  int64_t column_size;       // num_rows, rounded up to four
+  const float* weight_rows;  // per token of the window, panels of input channels, C deep
+  float* d_conv;             // [num_rows, row_size]
+  float* d_norm;             // [2, num_rows, row_size]: grad * normalised, then grad
+  float* d_conv_columns;     // [C, column_size]
+};
+
 // A convolution, and the LayerNorm of its input if there is one (else weight is null).
 struct PatchArgs {
   int64_t H, W, C_in;  // of the input
@@ -55,6 +68,24 @@ struct MlpArgs {
   int64_t C, hidden;
   NormArgs norm;
   LinearArgs fc1, fc2;
+};
+
+// Weights [hidden, C] and [C, hidden] in panels of floats (pack.h).
+struct MlpGradArgs {
+  int64_t C, hidden;
+  const float* fc1_columns;  // rows of fc1 as columns, C deep
+  const float* fc2_rows;     // columns of fc2, C deep
+  const float* fc1_rows;     // columns of fc1, `hidden` deep
+  const float* fc1_bias;
+};
+
+// What `capacity` rows leave behind for the gradients of the weights.
+struct MlpGradChunk {
+  int64_t capacity;
+  float* x;         // [C, capacity]
+  float* grad;      // [C, capacity]
+  float* hidden;    // after the GELU, panels of hidden columns, `capacity` deep
+  float* d_before;  // gradient before the GELU, likewise
 };
 
 // Between fc1 and the GELU a 3 x 3 depthwise convolution over the token grid, zeros around it.

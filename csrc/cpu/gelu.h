@@ -21,12 +21,12 @@ inline Vec lookup(const float (&table)[32], __m512i lane) {
   return (Vec)_mm512_permutex2var_ps(_mm512_load_ps(table), lane, _mm512_load_ps(table + 16));
 }
 
-inline Vec gelu(Vec x) {
+// g(a) for a >= 0
+inline Vec phi_above_half(Vec a) {
   // Adding it rounds to a multiple of 1/4, whose number is then in the lowest bits.
   constexpr float kRound = 1.5f * (1 << 21);
-  const IntVec bits = (IntVec)x & 0x7fffffff;
+  const IntVec bits = (IntVec)a;
   const IntVec limit = (IntVec)broadcast(7.75f);
-  const Vec a = (Vec)bits;
   const Vec clamped = (Vec)(bits < limit ? bits : limit);  // as integers: the limit for NaN
   const Vec shifted = clamped + kRound;
   const Vec u = clamped - (shifted - kRound);
@@ -35,8 +35,7 @@ inline Vec gelu(Vec x) {
   g = fmadd(g, u, lookup(kGeluPieces[3], piece));
   g = fmadd(g, u, lookup(kGeluPieces[2], piece));
   g = fmadd(g, u, lookup(kGeluPieces[1], piece));
-  g = fmadd(g, u, lookup(kGeluPieces[0], piece));
-  return fmadd(a, g, x * 0.5f);
+  return fmadd(g, u, lookup(kGeluPieces[0], piece));
 }
 
 // Phi is a parabola in each of 32 pieces of [-4, 4), 0 and 1 outside.
@@ -58,8 +57,8 @@ inline Vec coarse_gelu(Vec x) {
 
 #else
 
-inline Vec gelu(Vec x) {
-  const Vec a = (Vec)((IntVec)x & 0x7fffffff);
+// g(a) for a >= 0
+inline Vec phi_above_half(Vec a) {
   const Vec limit = broadcast(kGeluLimit);
   const Vec clamped = a < limit ? a : limit;
   const Vec t = clamped * clamped;
@@ -68,8 +67,7 @@ inline Vec gelu(Vec x) {
     p = fmadd(p, t, broadcast(kGeluP[i]));
     q = fmadd(q, t, broadcast(kGeluQ[i]));
   }
-  const Vec g = a < limit ? clamped * p / q : broadcast(0.5f);
-  return fmadd(a, g, x * 0.5f);
+  return a < limit ? clamped * p / q : broadcast(0.5f);
 }
 
 inline Vec coarse_gelu(Vec x) {
@@ -85,6 +83,22 @@ inline Vec coarse_gelu(Vec x) {
 }
 
 #endif
+
+inline Vec gelu(Vec x) {
+  const Vec a = (Vec)((IntVec)x & 0x7fffffff);
+  return fmadd(a, phi_above_half(a), x * 0.5f);
+}
+
+// GELU(x), and its derivative Phi(x) + x phi(x), phi the normal distribution's density. The
+// latter's error is below 3e-7; as in torch, it is NaN for infinities.
+inline Vec gelu_with_slope(Vec x, Vec& slope) {
+  constexpr float kDensityAtZero = 0.398942280f, kHalfLog2E = 0.721347520f;
+  const IntVec sign = (IntVec)x & INT32_MIN;
+  const Vec a = (Vec)((IntVec)x ^ sign), g = phi_above_half(a);
+  const Vec density = exp2_nonpositive(x * x * -kHalfLog2E) * kDensityAtZero;
+  slope = fmadd(x, density, (Vec)((IntVec)g ^ sign) + 0.5f);
+  return fmadd(a, g, x * 0.5f);
+}
 
 // GELU on the way to a product in scalar_t.
 template <class scalar_t>

@@ -75,23 +75,21 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
   }
 }
 
-// Floats of working memory that mlp_rows() needs.
+// Floats of working memory that fc2_sums() needs.
 template <class scalar_t>
-inline int64_t mlp_scratch_size(int64_t rows, int64_t C) {
-  return rows * (row_units<scalar_t>(C) + round_up(C, kPanel) + row_units<scalar_t>(kHiddenBlock)) +
-         kHiddenScratchSize<scalar_t>;
+inline int64_t fc2_scratch_size(int64_t rows) {
+  return rows * row_units<scalar_t>(kHiddenBlock) + kHiddenScratchSize<scalar_t>;
 }
 
-// x <- x + fc2(gelu(fc1(LayerNorm(x))))   x: [rows, C]
+// out <- what fc2 sums up, fc2(gelu(fc1(tokens))) before its bias
+//   tokens: [rows, row_units(C)]   out: [rows, round_up(C, kPanel)]
 template <class scalar_t>
-inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch) {
+inline void fc2_sums(const MlpArgs& args, const float* tokens, int64_t rows, float* out,
+                     float* scratch) {
   const int64_t hidden_stride = row_units<scalar_t>(kHiddenBlock);
-  const int64_t C = args.C, out_stride = round_up(C, kPanel);
-  float* sums = scratch;                             // [kGeluRows, kGeluColumns]
-  float* out = sums + kHiddenScratchSize<scalar_t>;  // [rows, out_stride]
-  float* hidden = out + rows * out_stride;           // [rows, hidden_stride]
-  float* tokens = hidden + rows * hidden_stride;     // [rows, row_units(C)]
-  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
+  const int64_t C = args.C;
+  float* sums = scratch;                                // [kGeluRows, kGeluColumns]
+  float* hidden = sums + kHiddenScratchSize<scalar_t>;  // [rows, hidden_stride]
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
     hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums,
@@ -99,8 +97,24 @@ inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch
     const NextPanels next = first_panels<scalar_t>(args.fc1, C, args.hidden, h + kHiddenBlock, 0);
     gemm<scalar_t>(rows, C, right_units<scalar_t>(count), hidden, hidden_stride,
                    args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
-                   args.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0, next);
+                   args.fc2.panel_stride, out, round_up(C, kPanel), /*accumulate=*/h > 0, next);
   }
+}
+
+// Floats of working memory that mlp_rows() needs.
+template <class scalar_t>
+inline int64_t mlp_scratch_size(int64_t rows, int64_t C) {
+  return rows * (row_units<scalar_t>(C) + round_up(C, kPanel)) + fc2_scratch_size<scalar_t>(rows);
+}
+
+// x <- x + fc2(gelu(fc1(LayerNorm(x))))   x: [rows, C]
+template <class scalar_t>
+inline void mlp_rows(const MlpArgs& args, float* x, int64_t rows, float* scratch) {
+  const int64_t C = args.C, out_stride = round_up(C, kPanel);
+  float* out = scratch + fc2_scratch_size<scalar_t>(rows);  // [rows, out_stride]
+  float* tokens = out + rows * out_stride;                  // [rows, row_units(C)]
+  layer_norm_to_units<scalar_t>(x, C, rows, C, args.norm, tokens);
+  fc2_sums<scalar_t>(args, tokens, rows, out, scratch);
   add_residual<scalar_t>(args.fc2, 0, C, rows, out, out_stride, x, C);
 }
 

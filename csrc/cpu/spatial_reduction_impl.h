@@ -3,6 +3,8 @@
 // The convolution's windows do not overlap, so it is a matrix product: row (y, x) of the left-hand
 // side is the window's sr_ratio^2 tokens, read where they are; the right-hand side is the weight,
 // packed per token of the window. kChunkRows rows share one pass over the weights.
+#ifndef PVT_BODY_SPATIAL_REDUCTION
+#define PVT_BODY_SPATIAL_REDUCTION
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
@@ -60,15 +62,28 @@ inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_rat
   }
 }
 
+// The first token of output row `row`'s window, in elements from the start of x.
+inline int64_t window_offset(const ReduceArgs& args, int64_t row) {
+  const int64_t per_image = args.out_H * args.out_W, R = args.sr_ratio;
+  const int64_t b = row / per_image, y = row % per_image / args.out_W, w = row % args.out_W;
+  return b * args.batch_stride + (y * R * args.W + w * R) * args.token_stride;
+}
+
+// Token t of a window, in elements from the first.
+inline int64_t offset_in_window(const ReduceArgs& args, int64_t t) {
+  return (t / args.sr_ratio * args.W + t % args.sr_ratio) * args.token_stride;
+}
+
 // Floats of working memory that reduce_rows() needs per thread.
 inline int64_t reduce_scratch_size(int64_t C) {
   return kChunkRows * round_up(C, kPanel) + kTileRows * round_up(C, 2);
 }
 
-// Rows [begin, end) of out: [B * out_H * out_W, C].   x: [B, H * W, C], strided as in args
-template <class scalar_t>
-inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
-                        scalar_t* out, float* scratch) {
+// Rows [begin, end) of the convolution of x: [B, H * W, C], strided as in args. Calls
+// finish(first row, rows, sums, sums_stride) chunk by chunk.
+template <class scalar_t, class Finish>
+inline void convolve_windows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
+                             float* scratch, const Finish& finish) {
   const int64_t C = args.C, R = args.sr_ratio, panels = num_panels(C);
   const int64_t depth = right_units<scalar_t>(C), token_size = left_units<scalar_t>(C);
   const int64_t sum_stride = panels * kPanel;
@@ -77,15 +92,13 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
 
   for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
     const int64_t chunk_rows = end - chunk < kChunkRows ? end - chunk : kChunkRows;
-    const scalar_t* window[kChunkRows];  // first token of each row's window
+    const scalar_t* window[kChunkRows];
     for (int64_t i = 0; i < chunk_rows; ++i) {
-      const int64_t row = chunk + i, per_image = args.out_H * args.out_W;
-      const int64_t b = row / per_image, y = row % per_image / args.out_W, w = row % args.out_W;
-      window[i] = x + b * args.batch_stride + (y * R * args.W + w * R) * args.token_stride;
+      window[i] = x + window_offset(args, chunk + i);
     }
     // sums <- sum over the window's tokens of token * weight
     for (int64_t t = 0; t < R * R; ++t) {
-      const int64_t offset = (t / R * args.W + t % R) * args.token_stride;
+      const int64_t offset = offset_in_window(args, t);
       const float* weight = args.weight + t * panels * depth * kPanel;
       for (int64_t i = 0; i < chunk_rows; i += kTileRows) {
         const int64_t rows = chunk_rows - i < kTileRows ? chunk_rows - i : kTileRows;
@@ -96,8 +109,20 @@ inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin
                        sums + i * sum_stride, sum_stride, /*accumulate=*/t > 0);
       }
     }
-    // out <- LayerNorm(sums + bias)
     add_bias(sums, sum_stride, args.bias, chunk_rows, C);
-    layer_norm_rows(sums, sum_stride, chunk_rows, C, args.norm, out + chunk * C, C);
+    finish(chunk, chunk_rows, sums, sum_stride);
   }
 }
+
+// Rows [begin, end) of out: [B * out_H * out_W, C], the LayerNorm of the convolution.
+template <class scalar_t>
+inline void reduce_rows(const ReduceArgs& args, const scalar_t* x, int64_t begin, int64_t end,
+                        scalar_t* out, float* scratch) {
+  convolve_windows(args, x, begin, end, scratch,
+                   [&](int64_t first, int64_t rows, float* sums, int64_t sum_stride) {
+                     layer_norm_rows(sums, sum_stride, rows, args.C, args.norm,
+                                     out + first * args.C, args.C);
+                   });
+}
+
+#endif  // PVT_BODY_SPATIAL_REDUCTION

@@ -11,6 +11,7 @@
 
 #define PVT_KERNEL_BODY "cpu/spatial_reduction_impl.h"
 #include "cpu/foreach_level.h"
+#include "cpu/spatial_reduction_args.h"
 
 namespace pvt {
 namespace {
@@ -18,27 +19,9 @@ namespace {
 template <class scalar_t>
 void run(const ReductionShape& s, const Tensor& x, const Tensor& weight, const Vector& bias,
          const Vector& norm_weight, const Vector& norm_bias, double eps, Tensor& out) {
-  const auto pack = PVT_BEST_LEVEL(pack_four_channels<scalar_t>);
-  const scalar_t* weight_data = static_cast<const scalar_t*>(weight.const_data_ptr());
-  const Tensor packed = torch::stable::empty(
-      {PVT_BEST_LEVEL(packed_weight_size<scalar_t>)(s.C, s.sr_ratio)}, ScalarType::Float);
-  float* packed_data = static_cast<float*>(packed.mutable_data_ptr());
-
-  // packed <- weight, four output channels at a time, those that pad the last panel included
-  const int64_t channels = PVT_BEST_LEVEL(num_panels)(s.C) * PVT_BEST_LEVEL(kPanel);
-  parallel_for(channels / 4, 1, [&](int64_t begin, int64_t end) {
-    float* scratch = thread_scratch(PVT_BEST_LEVEL(pack_scratch_size)(s.C, s.sr_ratio));
-    for (int64_t group = begin; group < end; ++group) {
-      pack(weight_data, s.C, s.sr_ratio, 4 * group, packed_data, scratch);
-    }
-  });
-
-  ReduceArgs args;
-  args.W = s.W, args.C = s.C, args.sr_ratio = s.sr_ratio;
-  args.out_H = s.out_H(), args.out_W = s.out_W();
-  args.batch_stride = x.stride(0), args.token_stride = x.stride(1);
-  args.weight = packed_data, args.bias = bias.data();
-  args.norm = {norm_weight.data(), norm_bias.data(), static_cast<float>(eps)};
+  const Tensor packed = packed_filters<scalar_t>(s, weight);
+  const ReduceArgs args = reduce_args(
+      s, x, packed, bias, {norm_weight.data(), norm_bias.data(), static_cast<float>(eps)});
   const auto reduce = PVT_BEST_LEVEL(reduce_rows<scalar_t>);
   const int64_t scratch_size = PVT_BEST_LEVEL(reduce_scratch_size)(s.C);
   const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());

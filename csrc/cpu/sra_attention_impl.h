@@ -7,6 +7,7 @@
 #define PVT_BODY_SRA_ATTENTION
 
 #include "cpu/gemm.h"
+#include "cpu/pack.h"
 
 constexpr int64_t kKeyBlock = 128;
 constexpr int64_t kQueryRows = 4 * kTileRows;  // they share each key read; their scores take 12 KB
@@ -27,32 +28,10 @@ inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
 template <class scalar_t, class In>
 inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim, int64_t kv_stride,
                       float* packed, float* rows) {
-  const int64_t depth = right_units<scalar_t>(head_dim);
-  // keys: column j of panel p is key p * kPanel + j; four at a time, zero beyond kv_len
-  for (int64_t j = 0; j < round_up(kv_len, kPanel); j += 4) {
-    for (int64_t i = 0; i < 4; ++i) {
-      if (j + i < kv_len) {
-        Operand<scalar_t>::to_right(k + (j + i) * kv_stride, head_dim, rows + i * depth);
-      } else {
-        __builtin_memset(rows + i * depth, 0, depth * sizeof(float));
-      }
-    }
-    float* column = packed + j / kPanel * depth * kPanel + j % kPanel;
-    transpose_into_panel(rows, depth, depth, [=](int64_t d) { return column + d * kPanel; });
-  }
-  // values: row u of panel p is the unit of v[u * kPerUnit ...] at channels p * kPanel ...
-  using Op = Operand<scalar_t>;
-  float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
-  for (int64_t j = 0; j < kv_len; j += Op::kPerUnit) {
-    for (int64_t d = 0; d < head_dim; d += kPanel) {
-      const int64_t width = head_dim - d < kPanel ? head_dim - d : kPanel;
-      float* dst = values + d * right_units<scalar_t>(kv_len) + j / Op::kPerUnit * kPanel;
-      Op::rows_to_right(v + j * kv_stride + d, kv_stride, kv_len - j, width, dst);
-      for (int64_t i = width; i < kPanel; ++i) {
-        dst[i] = 0.f;
-      }
-    }
-  }
+  pack_columns<scalar_t>(k, kv_len, head_dim, kv_stride, packed, rows);
+  pack_rows<scalar_t>(v, kv_len, head_dim, kv_stride,
+                      packed + packed_keys_size<scalar_t>(kv_len, head_dim),
+                      right_units<scalar_t>(kv_len) * kPanel);
 }
 
 // The softmax is taken of powers of two: 2^(scale2 * s_j), scale2 = scale / ln 2.

@@ -69,6 +69,26 @@ void check_gelu_outside(void (*gelu)(const float*, int64_t, float*)) {
   CHECK(exact);
 }
 
+void check_gelu_slope(void (*slope)(const float*, int64_t, float*)) {
+  const double density_at_zero = 1 / std::sqrt(2 * std::acos(-1.0));
+  double worst = 0;
+  sweep(slope, [&](float x, float y) {
+    const double truth = 0.5 * std::erfc(-x * std::sqrt(0.5)) +
+                         x * density_at_zero * std::exp(-0.5 * double(x) * double(x));
+    worst = std::max(worst, std::fabs(y - truth));
+  });
+  CHECK(worst < 3e-7);
+
+  const float inf = std::numeric_limits<float>::infinity();
+  float in[64] = {inf, -inf, std::numeric_limits<float>::quiet_NaN(), 0.f, -0.f}, out[64];
+  slope(in, 64, out);
+  CHECK(std::isnan(out[0]));  // as torch: inf * 0
+  CHECK(std::isnan(out[1]));
+  CHECK(std::isnan(out[2]));
+  CHECK(out[3] == 0.5f);
+  CHECK(out[4] == 0.5f);
+}
+
 void check_exp2(void (*exp2)(const float*, int64_t, float*)) {
   double worst = 0;
   bool below = true;
@@ -106,6 +126,7 @@ void check_exp2(void (*exp2)(const float*, int64_t, float*)) {
   check_gelu(pvt::level::gelu_of, 2.4e-7);      \
   check_gelu_outside(pvt::level::gelu_of);      \
   check_gelu(pvt::level::coarse_gelu_of, 4e-5); \
+  check_gelu_slope(pvt::level::gelu_slope_of);  \
   check_exp2(pvt::level::exp2_of);
 
 PVT_TEST_EVERY_LEVEL("gelu and exp2", CHECK_FUNCTIONS)

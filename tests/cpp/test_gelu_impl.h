@@ -19,3 +19,11 @@ inline void exp2_of(const float* x, int64_t count, float* y) {
     store(y + i, exp2_nonpositive(load(x + i)));
   }
 }
+
+inline void gelu_slope_of(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec slope;
+    gelu_with_slope(load(x + i), slope);
+    store(y + i, slope);
+  }
+}
