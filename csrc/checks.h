@@ -203,6 +203,36 @@ inline MlpShape check_mlp_backward(const Tensor& grad, const Tensor& x, const Te
   return s;
 }
 
+struct DepthwiseShape {
+  int64_t B, H, W, C;
+};
+
+inline DepthwiseShape check_dwconv_gelu(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                                        const Tensor& bias) {
+  constexpr const char* op = "dwconv_gelu";
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 3, op, ": expected x of shape [B, H * W, C], got ", shape(x));
+  check_grid(op, x, H, W);
+  const int64_t C = x.size(2);
+  check(shape(weight) == "[" + std::to_string(C) + ", 1, 3, 3]", op, ": expected weight of shape [",
+        C, ", 1, 3, 3], got ", shape(weight));
+  check(bias.dim() == 1 && bias.size(0) == C, op, ": expected bias of shape [", C, "], got ",
+        shape(bias));
+  check_like(op, "weight", weight, "x", x);
+  check_like(op, "bias", bias, "x", x);
+  return {x.size(0), H, W, C};
+}
+
+inline DepthwiseShape check_dwconv_gelu_backward(const Tensor& grad, const Tensor& x, int64_t H,
+                                                 int64_t W, const Tensor& weight,
+                                                 const Tensor& bias) {
+  const DepthwiseShape s = check_dwconv_gelu(x, H, W, weight, bias);
+  check_grad("dwconv_gelu_backward", grad, {s.B, H * W, s.C}, "x", x);
+  return s;
+}
+
 // Columns of a panel of packed weights.
 constexpr int64_t kPackedColumns = 16;
 

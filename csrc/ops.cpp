@@ -23,7 +23,13 @@ STABLE_TORCH_LIBRARY(pvt, m) {
       "mlp(Tensor x, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias) "
       "-> Tensor");
 
-  // The gradients of the three above, for `grad`, that of their result. They keep nothing of the
+  // gelu(dwconv(x)), or with a ReLU before the depthwise convolution of 3 x 3 tokens with zeros
+  // around them: what PVT v2 has between the layers of its MLP.
+  //   x: [B, H * W, C]   weight: [C, 1, 3, 3]   bias: [C]   ->   [B, H * W, C]
+  m.def(
+      "dwconv_gelu(Tensor x, SymInt H, SymInt W, Tensor weight, Tensor bias, bool relu) -> Tensor");
+
+  // The gradients of the four above, for `grad`, that of their result. They keep nothing of the
   // forward pass but its inputs and compute the rest again. What is not needed comes back empty.
   //   -> those of q, kv
   m.def(
@@ -39,6 +45,11 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   m.def(
       "mlp_backward(Tensor grad, Tensor x, Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, "
       "bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  //   -> those of x, weight, bias
+  m.def(
+      "dwconv_gelu_backward(Tensor grad, Tensor x, SymInt H, SymInt W, Tensor weight, Tensor bias, "
+      "bool relu, bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor)");
 
   // The operators below are for inference: whole half-blocks, on weights in panels ("packed
   // [rows, columns]", pvt_ext/packing.py) of x's dtype, or of bfloat16 beside a float32 x, and

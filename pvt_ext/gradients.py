@@ -75,6 +75,25 @@ def _(
     return _like(x, need_x), d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias
 
 
+@torch.library.register_fake("pvt::dwconv_gelu_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    H: int,
+    W: int,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch._check(
+        grad.shape == x.shape,
+        lambda: f"dwconv_gelu_backward: expected grad {list(x.shape)}, got {grad.shape}",
+    )
+    return _like(x, need_x), _like(weight, need_weights), _like(bias, need_weights)
+
+
 # ---- autograd ----
 
 
@@ -137,9 +156,25 @@ def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(_wanted(grads, (need_x, *need_weights)))
 
 
+def _dwconv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.H, ctx.W, weight, bias, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _dwconv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    need_x, *need_weights = (ctx.needs_input_grad[i] for i in (0, 3, 4))
+    grads = torch.ops.pvt.dwconv_gelu_backward(
+        grad, x, ctx.H, ctx.W, weight, bias, ctx.relu, need_x, any(need_weights)
+    )
+    d_x, d_weight, d_bias = _wanted(grads, (need_x, *need_weights))
+    return d_x, None, None, d_weight, d_bias, None
+
+
 _register("sra_attention", _attention_context, _attention_backward)
 _register("spatial_reduction", _reduction_context, _reduction_backward)
 _register("mlp", _mlp_context, _mlp_backward)
+_register("dwconv_gelu", _dwconv_context, _dwconv_backward)
 
 
 # ---- floating-point operations, those of what is computed again included ----
@@ -195,3 +230,20 @@ def _(
     B, N, C = x
     products = 2 + int(need_x) + 2 * int(need_weights)
     return 2 * products * B * N * C * fc1_weight[0]
+
+
+@register_flop_formula(torch.ops.pvt.dwconv_gelu_backward)
+def _(
+    grad: list[int],
+    x: list[int],
+    H: int,
+    W: int,
+    weight: list[int],
+    bias: list[int],
+    relu: bool,
+    need_x: bool,
+    need_weights: bool,
+    **kwargs: Any,
+) -> int:
+    B, N, C = x
+    return 2 * 9 * (1 + int(need_x) + int(need_weights)) * B * N * C

@@ -285,8 +285,8 @@ class Mlp(nn.Module):
         dwconv: mix each hidden channel over 3 x 3 neighbouring tokens before the GELU (zeros
             around the grid).
         relu: a ReLU before that convolution, which the linear variant has.
-        fused: without ``dwconv``, use the operator of this library, which keeps the hidden layer
-            out of memory; False selects plain PyTorch. Dropout in training does, too.
+        fused: use the operators of this library; False selects plain PyTorch. Without ``dwconv``
+            they keep the hidden layer out of memory, unless dropout in training needs it.
 
     Source: PVT v2, "Convolutional Feed-Forward"; without ``dwconv``, PVT v1.
     """
@@ -306,7 +306,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.relu = relu
-        self.fused = fused and not dwconv
+        self.fused = fused
         self.drops = drop > 0.0
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = (
@@ -317,20 +317,24 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, H: int = 0, W: int = 0) -> Tensor:
         """``[B, N, C] -> [B, N, C]``; with ``dwconv``, ``N`` is the token grid's ``H * W``."""
-        if self.fused and not (self.drops and self.training):
-            return torch.ops.pvt.mlp(
-                x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
-            )
-        x = self.fc1(x)
         dwconv = self.dwconv
-        if dwconv is not None:
+        if dwconv is None:
+            if self.fused and not (self.drops and self.training):
+                return torch.ops.pvt.mlp(
+                    x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+                )
+            x = F.gelu(self.fc1(x))  # the exact GELU, as published
+        else:
             if x.shape[1] != H * W:
                 raise ValueError(f"Mlp: expected H * W = {H} * {W} tokens, got {x.shape[1]}")
-            if self.relu:
-                x = F.relu(x)
-            x = as_tokens(dwconv(as_map(x, H, W)))
-        x = self.drop(F.gelu(x))  # the exact GELU, as published
-        return self.drop(self.fc2(x))
+            bias = dwconv.bias
+            assert bias is not None
+            x = self.fc1(x)
+            if self.fused:
+                x = torch.ops.pvt.dwconv_gelu(x, H, W, dwconv.weight, bias, self.relu)
+            else:
+                x = reference.dwconv_gelu(x, H, W, dwconv.weight, bias, self.relu)
+        return self.drop(self.fc2(self.drop(x)))
 
 
 class DropPath(nn.Module):
@@ -385,7 +389,8 @@ class Block(nn.Module):
             dim, num_heads, qkv_bias=True, sr_ratio=sr_ratio, linear=linear, fused=fused
         )
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dwconv=dwconv, relu=linear, fused=fused)
+        hidden_dim = int(dim * mlp_ratio)
+        self.mlp = Mlp(dim, hidden_dim, dwconv=dwconv, relu=linear, fused=fused)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:

@@ -99,6 +99,31 @@ def mlp(
     return torch.ops.pvt.mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
 
+def dwconv_gelu(
+    x: Tensor, H: int, W: int, weight: Tensor, bias: Tensor, relu: bool = False
+) -> Tensor:
+    """The depthwise convolution and the GELU between the two layers of PVT v2's MLP.
+
+    Reads the tokens where they are; training keeps nothing but ``x``.
+
+    Args:
+        x: tokens in row-major order, ``[B, H * W, C]``; any strides.
+        H, W: height and width of the token grid.
+        weight, bias: convolution of 3 x 3 tokens, zeros around the grid, ``[C, 1, 3, 3]`` and
+            ``[C]``, dtype and device of ``x``.
+        relu: a ReLU before it, which the linear variant has.
+
+    Returns:
+        ``[B, H * W, C]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v2, "Convolutional Feed-Forward".
+    """
+    return torch.ops.pvt.dwconv_gelu(x, H, W, weight, bias, relu)
+
+
 def resize(
     image: Tensor, size: list[int], interpolation: str = "bicubic", crop: list[int] | None = None
 ) -> Tensor:
@@ -182,6 +207,20 @@ def _(
     return x.new_empty(x.shape)
 
 
+@torch.library.register_fake("pvt::dwconv_gelu")
+def _(x: Tensor, H: int, W: int, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    torch._check(
+        x.dim() == 3 and x.shape[1] == H * W,
+        lambda: f"dwconv_gelu: expected x [B, {H} * {W}, C], got {x.shape}",
+    )
+    C = x.shape[2]
+    torch._check(
+        list(weight.shape) == [C, 1, 3, 3],
+        lambda: f"dwconv_gelu: expected weight [{C}, 1, 3, 3], got {weight.shape}",
+    )
+    return x.new_empty(x.shape)
+
+
 @torch.library.register_fake("pvt::resize")
 def _(image: Tensor, size: list[int], interpolation: str, crop: list[int]) -> Tensor:
     height, width = crop[2:] if crop else size
@@ -213,6 +252,7 @@ for _device in ("cpu", "cuda"):
     _register_autocast("sra_attention", _device)
     _register_autocast("spatial_reduction", _device)
     _register_autocast("mlp", _device)
+    _register_autocast("dwconv_gelu", _device)
 
 
 # ---- floating-point operations, two per multiply-accumulate ----
@@ -235,3 +275,9 @@ def _(x: list[int], H: int, W: int, weight: list[int], *args: Any, **kwargs: Any
 def _(x: list[int], fc1_weight: list[int], *args: Any, **kwargs: Any) -> int:
     B, N, C = x
     return 2 * 2 * B * N * C * fc1_weight[0]
+
+
+@register_flop_formula(torch.ops.pvt.dwconv_gelu)
+def _(x: list[int], *args: Any, **kwargs: Any) -> int:
+    B, N, C = x
+    return 2 * 9 * B * N * C

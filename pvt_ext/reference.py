@@ -107,6 +107,30 @@ def mlp(
     return F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
 
 
+def dwconv_gelu(
+    x: Tensor, H: int, W: int, weight: Tensor, bias: Tensor, relu: bool = False
+) -> Tensor:
+    """The depthwise convolution and the GELU between the two layers of PVT v2's MLP.
+
+    Args:
+        x: tokens in row-major order, ``[B, H * W, C]``.
+        H, W: height and width of the token grid.
+        weight, bias: convolution of 3 x 3 tokens, zeros around the grid, ``[C, 1, 3, 3]`` and
+            ``[C]``.
+        relu: a ReLU before it, which the linear variant has.
+
+    Returns:
+        ``[B, H * W, C]``.
+
+    Source: PVT v2, "Convolutional Feed-Forward".
+    """
+    if relu:
+        x = F.relu(x)
+    x = x.unflatten(1, (H, W)).permute(0, 3, 1, 2)  # B, N, C -> B, C, H, W, channels last
+    x = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+    return F.gelu(x.flatten(2).transpose(1, 2))
+
+
 def patch_embed(
     x: Tensor,
     weight: Tensor,

@@ -62,6 +62,22 @@ def well_conditioned(C: int) -> float:
     return 1e-5 if C >= 8 else 1.0
 
 
+@dataclass(frozen=True)
+class DepthwiseCase:
+    B: int
+    H: int
+    W: int
+    C: int
+    relu: bool = False
+    real: bool = False
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, int, int, Tensor, Tensor, bool]:
+        x = torch.randn(self.B, self.H * self.W, self.C, dtype=dtype)
+        weight = (torch.randn(self.C, 1, 3, 3) / 3).to(dtype)
+        (bias,) = vectors(dtype, self.C)
+        return x, self.H, self.W, weight, bias, self.relu
+
+
 def vectors(dtype: torch.dtype, *sizes: int) -> list[Tensor]:
     return [torch.randn(size).to(dtype) for size in sizes]
 
@@ -320,11 +336,23 @@ MLP = [
     MlpCase(2, 5, 1, 1),
 ]
 
+DEPTHWISE = [
+    DepthwiseCase(1, 56, 56, 256, real=True),
+    DepthwiseCase(2, 14, 14, 1280, real=True),
+    DepthwiseCase(2, 7, 7, 256, relu=True, real=True),
+    # awkward
+    DepthwiseCase(3, 9, 11, 70),
+    DepthwiseCase(2, 1, 5, 7, relu=True),
+    DepthwiseCase(1, 6, 1, 33),
+    DepthwiseCase(2, 1, 1, 9),
+]
+
 # By operator; the tests of test_ops.py run every operator that has cases here.
-CASES: dict[str, Sequence[AttentionCase | ReductionCase | MlpCase]] = {
+CASES: dict[str, Sequence[AttentionCase | ReductionCase | MlpCase | DepthwiseCase]] = {
     "sra_attention": ATTENTION,
     "spatial_reduction": REDUCTION,
     "mlp": MLP,
+    "dwconv_gelu": DEPTHWISE,
 }
 
 

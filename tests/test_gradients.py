@@ -65,6 +65,21 @@ def test_mlp_any_shape(B, N, C, hidden, dtype):
     cases.assert_gradients_as_exact(ops.mlp, reference.mlp, *draws)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    H=st.integers(1, 20),
+    W=st.integers(1, 20),
+    C=st.integers(1, 70),
+    relu=st.booleans(),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_dwconv_any_shape(B, H, W, C, relu, dtype):
+    count = 8 if B * H * W * C > 64 else 64  # of a handful of values an error says little
+    draws = (cases.DepthwiseCase(B, H, W, C, relu).inputs(dtype) for _ in range(count))
+    cases.assert_gradients_as_exact(ops.dwconv_gelu, reference.dwconv_gelu, *draws)
+
+
 def test_an_empty_batch():
     inputs = cases.ReductionCase(0, 5, 4, 3, 2).inputs(torch.float32)
     d_x, *d_weights = cases.gradients(ops.spatial_reduction, inputs)
@@ -136,6 +151,7 @@ BACKWARD = [
     ("sra_attention_backward", cases.AttentionCase(2, 6, 8, 2, 5), slice(4)),
     ("spatial_reduction_backward", cases.ReductionCase(2, 5, 4, 3, 2), (0, 1, 2, 3, 4, 5, 7, 8)),
     ("mlp_backward", cases.MlpCase(2, 6, 8, 20), slice(4)),
+    ("dwconv_gelu_backward", cases.DepthwiseCase(2, 4, 5, 9, relu=True), slice(6)),
 ]
 
 
@@ -215,6 +231,13 @@ def test_training_keeps_neither_probabilities_nor_hidden_tensor():
                 torch.zeros(3, 5), True, True,
             ),
             r"mlp_backward: expected fc1_bias of shape \[5\], got \[4\]",
+        ),
+        (
+            lambda: torch.ops.pvt.dwconv_gelu_backward(
+                torch.zeros(1, 5, 3), torch.zeros(1, 4, 3), 2, 2, torch.zeros(3, 1, 3, 3),
+                torch.zeros(3), False, True, True,
+            ),
+            r"dwconv_gelu_backward: expected grad of shape \[1, 4, 3\], got \[1, 5, 3\]",
         ),
     ],
 )  # fmt: skip

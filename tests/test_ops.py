@@ -21,6 +21,7 @@ SMALL = [
     (ops.sra_attention, reference.sra_attention, cases.AttentionCase(2, 6, 8, 2, 5)),
     (ops.spatial_reduction, reference.spatial_reduction, cases.ReductionCase(2, 5, 4, 3, 2)),
     (ops.mlp, reference.mlp, cases.MlpCase(2, 6, 8, 20)),
+    (ops.dwconv_gelu, reference.dwconv_gelu, cases.DepthwiseCase(2, 4, 5, 9, relu=True)),
 ]
 
 
@@ -83,10 +84,26 @@ def test_mlp_any_shape(B, N, C, hidden, dtype):
     cases.assert_as_exact(ops.mlp, reference.mlp, *(case.inputs(dtype) for _ in range(8)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    H=st.integers(1, 20),
+    W=st.integers(1, 20),
+    C=st.integers(1, 70),
+    relu=st.booleans(),
+    dtype=st.sampled_from(cases.DTYPES),
+)
+def test_dwconv_any_shape(B, H, W, C, relu, dtype):
+    count = 8 if B * H * W * C > 64 else 64  # of a handful of values an error says little
+    draws = (cases.DepthwiseCase(B, H, W, C, relu).inputs(dtype) for _ in range(count))
+    cases.assert_as_exact(ops.dwconv_gelu, reference.dwconv_gelu, *draws)
+
+
 SOME = [  # one of each operator, neither tiny nor slow
     (ops.sra_attention, reference.sra_attention, cases.ATTENTION[3]),
     (ops.spatial_reduction, reference.spatial_reduction, cases.REDUCTION[3]),
     (ops.mlp, reference.mlp, cases.MLP[3]),
+    (ops.dwconv_gelu, reference.dwconv_gelu, cases.DEPTHWISE[3]),
 ]
 
 
@@ -273,6 +290,12 @@ def mlp_with(**changes):
     return lambda: ops.mlp(**dict(zip(names, values, strict=True)) | changes)
 
 
+def dwconv_with(**changes):
+    names = ("x", "H", "W", "weight", "bias", "relu")
+    values = cases.DepthwiseCase(2, 4, 6, 3).inputs(torch.float32)
+    return lambda: ops.dwconv_gelu(**dict(zip(names, values, strict=True)) | changes)
+
+
 def resize_with(**changes):
     image = torch.zeros(5, 6, 3, dtype=torch.uint8)
     return lambda: ops.resize(**{"image": image, "size": [2, 3]} | changes)
@@ -309,6 +332,11 @@ def resize_with(**changes):
         (mlp_with(fc2_weight=torch.zeros(8, 8)), r"fc2_weight of shape \[8, 20\], got"),
         (mlp_with(fc2_bias=torch.zeros(20)), r"fc2_bias of shape \[8\], got \[20\]"),
         (mlp_with(fc2_bias=torch.zeros(8).half()), "fc2_bias of dtype float32 like x"),
+        (dwconv_with(x=torch.zeros(24, 3)), r"dwconv_gelu: expected x of shape .*got \[24, 3\]"),
+        (dwconv_with(H=5), r"dwconv_gelu: expected x .*with H = 5, W = 6, got \[2, 24, 3\]"),
+        (dwconv_with(weight=torch.zeros(3, 3, 3)), r"weight of shape \[3, 1, 3, 3\], got"),
+        (dwconv_with(bias=torch.zeros(4)), r"bias of shape \[3\], got \[4\]"),
+        (dwconv_with(bias=torch.zeros(3).half()), "bias of dtype float32 like x, got float16"),
         (resize_with(image=torch.zeros(5, 6, 3)), "image of dtype uint8, got float32"),
         (resize_with(image=torch.zeros(5, 6, dtype=torch.uint8)), r"with 1 to 4 channels"),
         (resize_with(image=torch.zeros(0, 6, 3, dtype=torch.uint8)), r"got \[0, 6, 3\]"),

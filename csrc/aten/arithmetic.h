@@ -29,6 +29,17 @@ inline Tensor mean_aten(const Tensor& x, int64_t dim) {
                    std::optional<ScalarType>());
 }
 
+// The depthwise convolution of tokens x [B, H * W, C] with weight [C, 1, 3, 3], zeros around the
+// grid, as tokens.
+inline Tensor depthwise_conv_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                                  const std::optional<Tensor>& bias) {
+  const int64_t B = x.size(0), C = x.size(2);
+  const Tensor map = torch::stable::reshape(torch::stable::transpose(x, 1, 2), {B, C, H, W});
+  const Tensor out = call_aten("aten::conv2d", "", map, weight, bias, Ints{1, 1}, Ints{1, 1},
+                               Ints{1, 1}, /*groups=*/C);
+  return torch::stable::transpose(torch::stable::reshape(out, {B, C, H * W}), 1, 2);
+}
+
 // What sums of values of `dtype` are taken in.
 inline ScalarType sum_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? dtype : ScalarType::Float;

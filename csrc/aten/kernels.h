@@ -19,6 +19,15 @@ Tensor spatial_reduction_aten(const Tensor& x, int64_t H, int64_t W, const Tenso
 Tensor mlp_aten(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc1_bias,
                 const Tensor& fc2_weight, const Tensor& fc2_bias);
 
+Tensor dwconv_gelu_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                        const Tensor& bias, bool relu);
+
+std::tuple<Tensor, Tensor, Tensor> dwconv_gelu_backward_aten(const Tensor& grad, const Tensor& x,
+                                                             int64_t H, int64_t W,
+                                                             const Tensor& weight,
+                                                             const Tensor& bias, bool relu,
+                                                             bool need_x, bool need_weights);
+
 std::tuple<Tensor, Tensor> sra_attention_backward_aten(const Tensor& grad, const Tensor& q,
                                                        const Tensor& kv, int64_t num_heads,
                                                        double scale, bool need_q, bool need_kv);

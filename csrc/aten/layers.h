@@ -2,7 +2,7 @@
 // dtype of their weight, with 8-bit ones and everything else in that of the tokens.
 #pragma once
 
-#include "aten/call.h"
+#include "aten/arithmetic.h"
 #include "checks.h"
 
 namespace pvt {
@@ -41,7 +41,6 @@ inline ScalarType product_dtype(const Tensor& packed, const Tensor& x) {
 // innermost.
 inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor& bias,
                             int64_t kernel_size, int64_t stride, int64_t padding) {
-  using Ints = std::vector<int64_t>;
   const int64_t C = bias.size(0), C_in = x.size(1);
   const Tensor matrix = unpack_weight(packed, C, kernel_size * kernel_size * C_in);
   const Tensor weight = call_aten(
@@ -56,19 +55,14 @@ inline Tensor convolve_aten(const Tensor& x, const Tensor& packed, const Tensor&
   return torch::stable::to(torch::stable::transpose(flat, 1, 2), x.scalar_type());
 }
 
-// The depthwise convolution of tokens x [B, H * W, C] with weight [3, 3, C], zeros around the grid.
+// depthwise_conv_aten() with weight [3, 3, C].
 inline Tensor depthwise_aten(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
                              const Tensor& bias) {
-  using Ints = std::vector<int64_t>;
-  const int64_t B = x.size(0), C = x.size(2);
-  const Tensor map = torch::stable::reshape(torch::stable::transpose(x, 1, 2), {B, C, H, W});
   const Tensor filters = torch::stable::reshape(
       call_aten("aten::permute", "", torch::stable::to(weight, x.scalar_type()), Ints{2, 0, 1}),
-      {C, 1, 3, 3});
-  const Tensor out = call_aten("aten::conv2d", "", map, filters,
-                               std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())),
-                               Ints{1, 1}, Ints{1, 1}, Ints{1, 1}, /*groups=*/C);
-  return torch::stable::transpose(torch::stable::reshape(out, {B, C, H * W}), 1, 2);
+      {x.size(2), 1, 3, 3});
+  return depthwise_conv_aten(x, H, W, filters,
+                             std::optional<Tensor>(torch::stable::to(bias, x.scalar_type())));
 }
 
 inline Tensor linear_aten(const Tensor& x, const Tensor& packed, const Tensor& bias) {

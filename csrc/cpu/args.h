@@ -97,6 +97,14 @@ struct ConvMlpArgs {
   const float* conv_bias;
 };
 
+// A depthwise convolution of 3 x 3 tokens, zeros around the grid.
+struct DepthwiseArgs {
+  int64_t H, W, C;
+  bool relu;          // before it
+  const float* taps;  // [3, 3, C]
+  const float* bias;  // [C]
+};
+
 // Rows [begin, end) of an image's token grid. The rows beside them are copies, since other threads
 // overwrite those of the image; null outside the image.
 struct Band {

@@ -6,46 +6,20 @@
 // kHiddenBlock channels then goes into fc2's sums. So no hidden channel leaves the caches, and none
 // is computed twice but in the rows beside a band.
 
+#include "cpu/depthwise.h"
 #include "cpu/layer_norm.h"
 #include "cpu/mlp_block_impl.h"
 
 // One grid row of one tile of channels:
-//   out[w][c] <- gelu(bias[c] + sum_{i,j} rows[i][w + j - 1][c] * taps[i * 3 + j][c])
-//   rows: the row above, this one and the one below, each [W, kTileColumns]
-//   taps: [9], tap_stride apart   out: rows out_stride apart
+//   out[w][c] <- gelu(the convolution)   out: rows out_stride apart   the rest: convolve_row
 template <class scalar_t, class Element>
 inline void convolve_grid_row(const float* const* rows, int64_t W, int64_t columns,
                               const float* taps, int64_t tap_stride, const float* bias,
                               Element* out, int64_t out_stride) {
-  for (int64_t c = 0; c < columns; c += kLanes) {
-    const int64_t count = columns - c;
-    Vec tap[9];
-#pragma GCC unroll 9
-    for (int t = 0; t < 9; ++t) {
-      tap[t] = load_floats(taps + t * tap_stride + c, count);
-    }
-    const auto emit = [&](Vec sum, int64_t w) {
-      store_floats(gelu_before<scalar_t>(sum), count, out + w * out_stride + c);
-    };
-    const Vec start = load_floats(bias + c, count);
-    Vec before = start, here = start;  // sums of the tokens left of column w, and of its own
-    for (int64_t w = 0; w < W; ++w) {
-      Vec after = start;
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) {
-        const Vec value = load(rows[i] + w * kTileColumns + c);
-        before = fmadd(value, tap[i * 3 + 2], before);
-        here = fmadd(value, tap[i * 3 + 1], here);
-        after = fmadd(value, tap[i * 3], after);
-      }
-      if (w > 0) {
-        emit(before, w - 1);
-      }
-      before = here;
-      here = after;
-    }
-    emit(before, W - 1);
-  }
+  convolve_row(rows, W, columns, taps, tap_stride, bias,
+               [=](Vec sum, int64_t w, int64_t c, int64_t count) {
+                 store_floats(gelu_before<scalar_t>(sum), count, out + w * out_stride + c);
+               });
 }
 
 // sums[:, 0:columns] <- fc1 of those tokens and columns, with its bias and ReLU, before the

@@ -188,8 +188,59 @@ void check_reduction() {
   }
 }
 
+struct DepthwiseCase {
+  int64_t H, W, C;
+  bool relu;
+};
+constexpr DepthwiseCase kDepthwiseCases[] = {{5, 6, 64, false},
+                                             {1, 1, 7, true},
+                                             {3, 17, 33, true},
+                                             {9, 1, 70, false}};
+
+template <class Level>
+void check_depthwise() {
+  for (const DepthwiseCase& c : kDepthwiseCases) {
+    INFO(c.H, " x ", c.W, ", ", c.C, " channels");
+    const int64_t C = c.C, tokens = c.H * c.W;
+    const Values x = random_values<float>(tokens * C, 1),
+                 grad = random_values<float>(tokens * C, 2);
+    const Values taps = random_values<float>(9 * C, 3, 1. / 3), bias = random_values<float>(C, 4);
+    const auto input = [&](int64_t i) { return c.relu ? std::max(x[i], 0.f) : x[i]; };
+    Doubles out(tokens * C), d_x(tokens * C), d_weights(10 * C);
+    for (int64_t i = 0; i < tokens * C; ++i) {
+      const int64_t token = i / C, channel = i % C;
+      const auto foreach_tap = [&](const auto& visit) {
+        for (int64_t t = 0; t < 9; ++t) {
+          const int64_t y = token / c.W + t / 3 - 1, w = token % c.W + t % 3 - 1;
+          if (y >= 0 && y < c.H && w >= 0 && w < c.W) {
+            visit(t * C + channel, (y * c.W + w) * C + channel);
+          }
+        }
+      };
+      double sum = bias[channel];
+      foreach_tap([&](int64_t tap, int64_t place) { sum += double(taps[tap]) * input(place); });
+      const double phi = 0.5 * std::erfc(-sum * std::sqrt(0.5));
+      out[i] = sum * phi;
+      const double d_sum =
+          grad[i] * (phi + sum * std::exp(-sum * sum / 2) / std::sqrt(2 * std::acos(-1.0)));
+      d_weights[9 * C + channel] += d_sum;
+      foreach_tap([&](int64_t tap, int64_t place) {
+        d_weights[tap] += d_sum * input(place);
+        d_x[place] += c.relu && x[place] <= 0 ? 0 : d_sum * taps[tap];
+      });
+    }
+    Values our_out, our_x, our_weights;
+    Level::depthwise({c.H, c.W, C, c.relu, taps.data(), bias.data()}, x, grad, our_out, our_x,
+                     our_weights);
+    check_close(our_out, out);
+    check_close(our_x, d_x);
+    check_close(our_weights, d_weights);
+  }
+}
+
 template <class Level>
 void check_level() {
+  check_depthwise<Level>();
   check_attention<Level>();
   check_mlp<Level>();
   check_reduction<Level>();

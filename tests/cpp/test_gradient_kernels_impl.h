@@ -1,6 +1,7 @@
 // The bodies of the gradients on vectors of exactly the sizes they ask for. Part of a kernel body
 // (foreach_level.h).
 
+#include "cpu/dwconv_gelu_impl.h"
 #include "cpu/mlp_backward_impl.h"
 #include "cpu/spatial_reduction_backward_impl.h"
 #include "cpu/sra_attention_backward_impl.h"
@@ -149,5 +150,21 @@ struct Gradients {
       }
     }
     return args.row_size;
+  }
+
+  // Of one image, tile by tile.   x, grad: [H * W, C]   d_weights: [10, C], taps, then bias
+  static void depthwise(const DepthwiseArgs& args, const std::vector<float>& x,
+                        const std::vector<float>& grad, std::vector<float>& out,
+                        std::vector<float>& d_x, std::vector<float>& d_weights) {
+    const int64_t C = args.C;
+    out = unwritten(args.H * args.W * C), d_x = out, d_weights = unwritten(10 * C);
+    for (int64_t begin = 0; begin < C; begin += kTileColumns) {
+      const int64_t columns = std::min<int64_t>(kTileColumns, C - begin);
+      std::vector<float> scratch = unwritten(dwconv_scratch_size(args.H, args.W));
+      dwconv_gelu_tile(args, x.data(), C, begin, columns, out.data(), scratch.data());
+      scratch = unwritten(dwconv_backward_scratch_size(args.H, args.W));
+      dwconv_gelu_backward_tile(args, x.data(), C, grad.data(), C, begin, columns, d_x.data(),
+                                d_weights.data(), C, scratch.data());
+    }
   }
 };
