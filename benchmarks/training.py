@@ -76,7 +76,7 @@ def serve(connection: Connection, peer: str, args: argparse.Namespace) -> None:
     at_start = reset_peak_memory()
     torch.manual_seed(0)
     model = MODELS[peer](args.model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loss = backward(model, images, labels, args.dtype)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
     optimizer.step()
