@@ -48,6 +48,9 @@ from pvt_ext.model import PVT, create_backbone, create_model  # noqa: E402
 from pvt_ext.preprocess import Preprocess, load_image  # noqa: E402
 
 from pvt_ext.export import export_torchscript, load_torchscript  # noqa: E402  # isort: skip
+from pvt_ext.exported import load_exported  # noqa: E402
+from pvt_ext.onnx import export_onnx  # noqa: E402
+from pvt_ext.pt2 import export_pt2, load_pt2  # noqa: E402
 from pvt_ext.summary import summary  # noqa: E402
 from pvt_ext.variants import list_models  # noqa: E402
 from pvt_ext.weights import load_official, load_published, load_weights, save_weights  # noqa: E402
@@ -64,10 +67,14 @@ __all__ = [
     "cpu_level",
     "create_backbone",
     "create_model",
+    "export_onnx",
+    "export_pt2",
     "export_torchscript",
     "list_models",
+    "load_exported",
     "load_image",
     "load_official",
+    "load_pt2",
     "load_published",
     "load_torchscript",
     "load_weights",

@@ -1,4 +1,4 @@
-"""The command ``pvt``: list, summary, weights, convert, export, predict, bench, info.
+"""The command ``pvt``: list, summary, weights, convert, export, predict, bench, train, eval, info.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad arguments.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 try:
@@ -28,9 +29,12 @@ import pvt_ext
 from pvt_ext.backbone import Pyramid
 from pvt_ext.bench import DTYPES, bench
 from pvt_ext.download import DownloadError
-from pvt_ext.export import export_torchscript, load_torchscript
+from pvt_ext.export import export_torchscript
+from pvt_ext.exported import load_exported
 from pvt_ext.model import create_backbone, create_model
+from pvt_ext.onnx import export_onnx
 from pvt_ext.preprocess import load_image
+from pvt_ext.pt2 import export_pt2
 from pvt_ext.published import PUBLISHED
 from pvt_ext.summary import summary
 from pvt_ext.variants import VARIANTS, list_models
@@ -187,20 +191,35 @@ def export(
     img_size: Size = "224",
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the weights.")] = 1000,
     labels: Annotated[Path | None, typer.Option(help="Text file, one class name per line.")] = None,
+    format: Annotated[
+        Literal["torchscript", "pt2", "onnx"] | None,
+        typer.Option(help="Default: by the suffix of -o (.pt2, .onnx), else torchscript."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default NAME.pt.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; default NAME.pt, .pt2 or .onnx."),
     ] = None,
 ) -> None:
-    """Write a model as one TorchScript file for Python and C++."""
+    """Write a model as one file: TorchScript, compiled code (pt2) or ONNX.
+
+    torchscript runs in Python and C++ on any machine. pt2 does on CPUs of this architecture,
+    without TorchScript; compiling takes half a minute and a C++ compiler. onnx is plain float32
+    operators for other runtimes.
+    """
     size = parse_size(img_size)
     if output == Path("-"):
         raise typer.BadParameter("-o: expected the name of a file, got - (stdout)")
-    path = output or Path(f"{name}.pt")
+    formats = {".pt": "torchscript", ".pt2": "pt2", ".onnx": "onnx"}
+    form = format or formats.get(output.suffix if output else ".pt", "torchscript")
+    if form == "onnx" and dtype != "fp32":
+        raise typer.BadParameter(f"--dtype: expected fp32 for an ONNX file, got {dtype}")
+    path = output or Path(name + {form: suffix for suffix, form in formats.items()}[form])
     names = labels.read_text(encoding="utf-8").splitlines() if labels else None
     command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", preset]
     command += ["--img-size", img_size, "--num-classes", str(num_classes)]
     command += ["--seed", str(seed)] if weights == "random" else []
     command += ["--labels", str(labels)] if labels else []
+    command += ["--format", form] if form != "torchscript" else []
 
     torch.manual_seed(seed)
     model = create_model(name, img_size=size, num_classes=num_classes)
@@ -209,17 +228,19 @@ def export(
     except DownloadError as error:
         raise DownloadError(f"{error}, or try it with --weights random") from error
     source = "file" if Path(weights).is_file() else weights
-    export_torchscript(
-        model,
-        path,
-        preset=preset,
-        dtype=dtype,
-        labels=names,
-        weights_source=source,
-        weights_sha256=report.sha256 if report else None,
-        seed=seed if weights == "random" else None,
-        command=shlex.join([*command, "-o", str(path)]),
-    )
+    options: dict[str, Any] = {
+        "preset": preset,
+        "labels": names,
+        "weights_source": source,
+        "weights_sha256": report.sha256 if report else None,
+        "seed": seed if weights == "random" else None,
+        "command": shlex.join([*command, "-o", str(path)]),
+    }
+    if form == "onnx":
+        export_onnx(model, path, **options)
+    else:
+        write = export_pt2 if form == "pt2" else export_torchscript
+        write(model, path, dtype=dtype, **options)
     megabytes = path.stat().st_size / 1e6
     print(f"{path}: {name}, {dtype}, {source} weights, {megabytes:.1f} MB", file=sys.stderr)
 
@@ -239,12 +260,12 @@ def predict(
         Path | None, typer.Option(help="Write the network's input, [images, 3, H, W], as .npy.")
     ] = None,
 ) -> None:
-    """Classify images with an exported model, one at a time.
+    """Classify images with an exported model (TorchScript or pt2), one at a time.
 
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
     _check_overwrites([path for path in (logits, dump_input) if path], [model, *images])
-    network, metadata = load_torchscript(model)
+    network, metadata = load_exported(model)
     failures = 0
     with _npy_file(logits) as keep_logits, _npy_file(dump_input) as keep_input:
         for path in images:
@@ -310,6 +331,50 @@ def bench_(
         numbers = (f"{t.images_per_s:.1f}", f"{t.ratio:.2f}", f"{t.error:.1e}")
         table.add_row(t.name, f"{t.median_ms:.1f}", quartiles, *numbers)
     Console().print(table)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Experiment, a YAML file.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Changes to it, e.g. run.batch_size=64."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="auto: go on where run.output stopped, if it was begun; or a last.pth."),
+    ] = None,
+) -> None:
+    """Train a classifier; several processes by torchrun -m pvt_ext train ..."""
+    _training().run_train(config, changes or [], resume)
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Exported file, weights of a run, last.pth, or name."),
+    ],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Folder of class folders, or tar shards.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where.")] = "auto",
+    format: Annotated[Literal["text", "json"], typer.Option(help="json: one object.")] = "text",
+) -> None:
+    """Accuracy of a model on labelled images, each counted once, with the model's preprocessing."""
+    _training().run_eval(model, data, batch, workers, device, format)
+
+
+def _training() -> ModuleType:
+    try:
+        from pvt_ext.training import cli
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        advice = "pip install pydantic pyyaml matplotlib"
+        raise RuntimeError(f"{library} is not installed; run: {advice}") from error
+    return cli
 
 
 def _load(model: Pyramid, weights: str, adapt: Sequence[str] = ("positions",)) -> LoadReport:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-pytest_plugins = ["infer_program"]
+pytest_plugins = ["infer_program", "packages"]
 
 
 @pytest.fixture(autouse=True)

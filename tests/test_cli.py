@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pvt_ext.bench import bench
 from pvt_ext.cli import app, main
 from pvt_ext.export import load_torchscript, read_metadata
 from pvt_ext.inference import pack
-from pvt_ext.model import create_model
+from pvt_ext.model import PVT, create_model
 from pvt_ext.preprocess import load_image
 from pvt_ext.published import PUBLISHED
 from pvt_ext.weights import load_weights, save_weights
@@ -306,7 +307,7 @@ def test_predict_keeps_no_tensors_that_nobody_asked_for(
 
     watched = Watched()
     monkeypatch.setattr("pvt_ext.cli.load_image", watch)
-    monkeypatch.setattr("pvt_ext.cli.load_torchscript", lambda path: (watched, watched.metadata))
+    monkeypatch.setattr("pvt_ext.cli.load_exported", lambda path: (watched, watched.metadata))
     assert pvt("predict", model_file, *photos * 3).exit_code == 0
     assert len(alive) == 12
     assert max(counts) <= 2  # the input and the logits of the image before, at most
@@ -407,3 +408,46 @@ def test_without_the_extra() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == "pvt: typer is not installed; run: pip install typer rich\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "form", "name"),
+    [
+        (["-o", "a.pt2"], "pt2", "a.pt2"),
+        (["-o", "a.onnx"], "onnx", "a.onnx"),
+        (["--format", "pt2"], "pt2", "pvt_tiny.pt2"),
+        (["--format", "onnx"], "onnx", "pvt_tiny.onnx"),
+        (["--format", "pt2", "-o", "a.model"], "pt2", "a.model"),
+    ],
+)
+def test_export_format_follows_option_or_suffix(
+    arguments: list[str],
+    form: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = {}
+
+    def record(kind: str) -> Callable[..., None]:
+        def write(model: PVT, path: Path, *, command: str, **options: object) -> None:
+            path.write_bytes(b"")
+            commands[kind] = command
+            assert ("dtype" in options) == (kind == "pt2")  # ONNX files are float32
+
+        return write
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pvt_ext.cli.export_pt2", record("pt2"))
+    monkeypatch.setattr("pvt_ext.cli.export_onnx", record("onnx"))
+    result = pvt("export", "pvt_tiny", "--weights", "random", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert list(commands) == [form]
+    assert commands[form].endswith(f"--format {form} -o {name}")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_onnx_file_is_float32() -> None:
+    result = pvt("export", "pvt_tiny", "--dtype", "bf16", "-o", "a.onnx")
+    assert result.exit_code == 2
+    assert "expected fp32 for an ONNX file, got bf16" in result.stderr

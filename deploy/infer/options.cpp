@@ -36,7 +36,9 @@ std::optional<int> parse_options(int argc, char** argv, Options& options) {
                  "image files, directories (their .jpg, .jpeg and .png files, by name),\n"
                  ".txt lists (one path per line), or - for such a list on stdin")
       ->type_name("");
-  app.add_option("--model", options.model, "exported model, such as pvt_small.pt")
+  app.add_option("--model", options.model,
+                 "exported model: TorchScript or a package of compiled code (.pt2),\n"
+                 "told apart by content")
       ->type_name("FILE")
       ->required();
   app.add_option("--ops-lib", options.ops_lib,

@@ -15,6 +15,13 @@ std::string dump(const ordered_json& json) {
   return json.dump(-1, ' ', /*ensure_ascii=*/false, ordered_json::error_handler_t::replace);
 }
 
+std::string format_of(const Metadata& m) {
+  if (!m.compiled.has_value()) {
+    return "TorchScript";
+  }
+  return "package for " + m.compiled->machine + ", " + m.compiled->device;
+}
+
 }  // namespace
 
 void print_text(std::ostream& out, const std::string& image, const std::vector<Prediction>& classes,
@@ -89,6 +96,7 @@ void print_info(std::ostream& out, const Model& model, const std::string& path, 
   }
   out << "\nlabels      "
       << (m.labels.empty() ? std::string("none") : std::to_string(m.labels.size())) << "\n"
+      << "format      " << format_of(m) << "\n"
       << "exported    by pvt_ext " << m.version << " with torch " << m.torch << "\n";
   if (!m.command.empty()) {
     out << "command     " << m.command << "\n";

@@ -27,6 +27,8 @@ constexpr char kTorchSave[] =
     "is a file of torch.save (a checkpoint or a pickled model), not an exported model; make one "
     "from a checkpoint (weights only) with: pvt export NAME --weights FILE -o model.pt";
 
+const std::string kAsPackage = "make one with: pvt export NAME --format pt2";
+
 std::string read_start(const std::string& path) {
   std::error_code ignored;
   const std::filesystem::file_status status = std::filesystem::status(path, ignored);
@@ -95,9 +97,11 @@ std::optional<Metadata> inspect_model(const std::string& path) {
       throw ModelError(kTorchSave);
     }
     const auto records = archive.getAllRecords();
-    if (has_any(records, "models/") || has_any(records, "archive_format") ||
-        has_any(records, "data/aotinductor/")) {
-      throw ModelError("is a package of torch.export (.pt2); a TorchScript file is expected");
+    if (has_any(records, "data/aotinductor/")) {
+      throw ModelError("is a package of compiled code (.pt2) without pvt.json; " + kAsPackage);
+    }
+    if (has_any(records, "models/") || has_any(records, "archive_format")) {
+      throw ModelError("is a package of torch.export without compiled code; " + kAsPackage);
     }
     throw ModelError("is a zip archive, but not an exported model");
   } catch (const ModelError& error) {

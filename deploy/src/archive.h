@@ -8,9 +8,9 @@
 
 namespace pvt {
 
-// The model's pvt.json; empty for TorchScript without one. Anything else that people take for a
-// model (a checkpoint, a damaged or empty file, a .pt2 package) is a ModelError that says what it
-// is.
+// The model's pvt.json, which tells packages from TorchScript; empty for TorchScript without one.
+// Anything else that people take for a model (a checkpoint, a damaged or empty file, a package
+// without compiled code) is a ModelError that says what it is.
 std::optional<Metadata> inspect_model(const std::string& path);
 
 }  // namespace pvt

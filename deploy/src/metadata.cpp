@@ -108,6 +108,17 @@ Metadata::Preprocess parse_preprocess(const json& object) {
   return p;
 }
 
+Metadata::Compiled parse_compiled(const json& object) {
+  const std::string where = "compiled.";
+  Metadata::Compiled c;
+  c.machine = get<std::string>(object, where, "machine");
+  c.device = get<std::string>(object, where, "device");
+  c.min_size = get_array<int64_t, 2>(object, where, "min_size");
+  c.library = get<std::string>(object, where, "library");
+  c.crc32 = get<int64_t>(object, where, "crc32");
+  return c;
+}
+
 }  // namespace
 
 Metadata parse_metadata(std::string_view text) {
@@ -144,6 +155,9 @@ Metadata parse_metadata(std::string_view text) {
   }
   m.weights_source = get<std::string>(get_object(root, "", "weights"), "weights.", "source");
   m.command = is_null(root, "command") ? "" : get<std::string>(root, "", "command");
+  if (root.contains("compiled")) {
+    m.compiled = parse_compiled(get_object(root, "", "compiled"));
+  }
   m.json = text;
   return m;
 }

@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "archive.h"
+#include "network.h"
 
 namespace pvt {
 namespace {
@@ -17,37 +18,7 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
-// The line of a torch error that says what happened; the rest are stack and source lines.
-std::string reason(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  const std::string text =
-      torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
-  const size_t begin = text.find_first_not_of(" \n");
-  return begin == std::string::npos ? "unknown error"
-                                    : text.substr(begin, text.find('\n', begin) - begin);
-}
-
-// TorchScript's own errors quote the module's source first and say what happened in the last line.
-std::string last_line(const std::exception& error) {
-  std::string text = reason(error);
-  if (text.find("TorchScript interpreter") == std::string::npos) {
-    return text;
-  }
-  text = error.what();
-  text.erase(text.find_last_not_of(" \n") + 1);
-  return text.substr(text.rfind('\n') + 1);
-}
-
-torch::Tensor call(const torch::jit::Module& module, const char* method,
-                   const torch::Tensor& input) {
-  try {
-    return module.get_method(method)({input}).toTensor();
-  } catch (const std::exception& error) {
-    throw std::runtime_error(std::string(method) + " failed: " + last_line(error));
-  }
-}
-
-// Operators are looked up when torch parses the file; without them its error would not say where to
+// Operators are looked up when torch loads the file; without them its error would not say where to
 // get them.
 void require_ops(const std::string& path, const Metadata& metadata, const std::string& ops_lib) {
   if (metadata.required_ops.empty()) {
@@ -74,24 +45,20 @@ void require_ops(const std::string& path, const Metadata& metadata, const std::s
   }
 }
 
-torch::jit::Module load_module(const std::string& path, torch::Device device) {
-  try {
-    torch::jit::Module module = torch::jit::load(path, device);
-    module.eval();
-    return module;
-  } catch (const std::exception& error) {
-    const std::string text = reason(error);
-    if (text.find("nknown builtin op: pvt::") != std::string::npos) {
-      throw OpsError(path + ": " + text + " Is the operator library (--ops-lib) too old?");
-    }
-    throw ModelError(path + ": cannot be loaded by torch " + TORCH_VERSION + ": " + text);
-  }
-}
-
 }  // namespace
 
-Model::Model(torch::jit::Module module, std::optional<Metadata> metadata, torch::Device device)
-    : module_(std::move(module)), metadata_(std::move(metadata)), device_(device) {}
+std::string reason(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  const std::string text =
+      torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  const size_t begin = text.find_first_not_of(" \n");
+  return begin == std::string::npos ? "unknown error"
+                                    : text.substr(begin, text.find('\n', begin) - begin);
+}
+
+Model::Model(std::shared_ptr<const Network> network, std::optional<Metadata> metadata,
+             torch::Device device)
+    : network_(std::move(network)), metadata_(std::move(metadata)), device_(device) {}
 
 Model Model::load(const std::string& path, torch::Device device, const std::string& ops_lib) {
   std::optional<Metadata> metadata = inspect_model(path);
@@ -100,15 +67,10 @@ Model Model::load(const std::string& path, torch::Device device, const std::stri
   } else if (!ops_lib.empty()) {
     load_ops(ops_lib);
   }
-  torch::jit::Module module = load_module(path, device);
-  for (const char* method : {"forward", "preprocess"}) {
-    if (!module.find_method(method).has_value()) {
-      throw ModelError(path + ": a TorchScript file without " +
-                       (metadata.has_value() ? "" : "pvt.json and without ") + "a method '" +
-                       method + "'; export it with: pvt export");
-    }
-  }
-  return {std::move(module), std::move(metadata), device};
+  auto network = metadata.has_value() && metadata->compiled.has_value()
+                     ? load_package(path, *metadata, device)
+                     : load_torchscript(path, metadata.has_value(), device);
+  return {std::move(network), std::move(metadata), device};
 }
 
 torch::Tensor Model::preprocess(const Image& image) const {
@@ -117,12 +79,12 @@ torch::Tensor Model::preprocess(const Image& image) const {
   const auto pixels =
       torch::from_blob(const_cast<uint8_t*>(image.rgb.data()), {image.height, image.width, 3},
                        torch::TensorOptions().dtype(torch::kUInt8));
-  return call(module_, "preprocess", pixels).cpu();
+  return network_->preprocess(pixels).cpu();
 }
 
 torch::Tensor Model::forward(const torch::Tensor& batch) const {
   const c10::InferenceMode guard;
-  return call(module_, "forward", batch.to(device_)).to(torch::kFloat).cpu();
+  return network_->forward(batch.to(device_)).to(torch::kFloat).cpu();
 }
 
 std::vector<std::vector<Prediction>> top_k(const torch::Tensor& logits, int64_t k) {

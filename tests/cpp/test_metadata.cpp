@@ -61,6 +61,24 @@ TEST_CASE("labels and command may be null") {
   CHECK(m.command.empty());
 }
 
+TEST_CASE("a package says what it was compiled for") {
+  CHECK(!pvt::parse_metadata(example().dump()).compiled.has_value());
+  json package = example();
+  package["compiled"] = json::parse(R"({"machine": "x86_64", "device": "cpu", "min_size": [32, 33],
+    "library": "data/m.so", "crc32": 4294967295})");
+  const pvt::Metadata m = pvt::parse_metadata(package.dump());
+  CHECK(m.compiled->machine == "x86_64");
+  CHECK(m.compiled->device == "cpu");
+  CHECK(m.compiled->min_size == std::array<int64_t, 2>{32, 33});
+  CHECK(m.compiled->library == "data/m.so");
+  CHECK(m.compiled->crc32 == 4294967295);
+  package["compiled"].erase("machine");
+  CHECK(error_of(package.dump()) == "pvt.json inside the model: 'compiled.machine' is absent");
+  package["compiled"] = nullptr;
+  CHECK(error_of(package.dump()) ==
+        "pvt.json inside the model: 'compiled' is expected to be an object, got null");
+}
+
 TEST_CASE("what is not JSON is one sentence") {
   for (const char* text : {"", "{", "[]", "null", "\xff", "{\"format\": 1,}", "\"pvt\""}) {
     CHECK(error_of(text) == "pvt.json inside the model: not a JSON object");

@@ -1,10 +1,11 @@
-// An exported model (pvt_small.pt) in C++: from a decoded image to its classes.
+// An exported model (pvt_small.pt or .pt2) in C++: from a decoded image to its classes.
 //
 //   const auto model = pvt::Model::load("pvt_small.pt");
 //   const auto image = model.preprocess(pvt::read_image("cat.jpg"));
 //   const auto best = pvt::top_k(model.forward(image.unsqueeze(0)), 5)[0];
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,13 +19,17 @@
 
 namespace pvt {
 
-// Any number of threads may use one Model at the same time. What fails inside the module is a
+class Network;
+
+// Any number of threads may use one Model at the same time. What fails inside the network is a
 // std::runtime_error of one line.
 class PVT_RUNTIME_API Model {
  public:
   // Before torch sees the file, its pvt.json is read and checked against the operators at hand, so
   // that what is missing is said in one line (ModelError, OpsError, DeviceError). ops_lib: see
-  // load_ops. A TorchScript file without pvt.json is taken if it has the two methods below.
+  // load_ops. The content, not the name, tells TorchScript from a package (.pt2). A TorchScript
+  // file without pvt.json is taken if it has the two methods below. A package is a program: loading
+  // it runs its code.
   static Model load(const std::string& path, torch::Device device = torch::kCPU,
                     const std::string& ops_lib = "");
 
@@ -32,16 +37,17 @@ class PVT_RUNTIME_API Model {
   const std::optional<Metadata>& metadata() const { return metadata_; }
   torch::Device device() const { return device_; }
 
-  // The module's own preprocessing -> float32 [3, height, width] on the CPU.
+  // The file's own preprocessing -> float32 [3, height, width] on the CPU.
   torch::Tensor preprocess(const Image& image) const;
 
   // batch: float32 [B, 3, H, W] on any device -> logits float32 [B, num_classes] on the CPU.
   torch::Tensor forward(const torch::Tensor& batch) const;
 
  private:
-  Model(torch::jit::Module module, std::optional<Metadata> metadata, torch::Device device);
+  Model(std::shared_ptr<const Network> network, std::optional<Metadata> metadata,
+        torch::Device device);
 
-  torch::jit::Module module_;
+  std::shared_ptr<const Network> network_;
   std::optional<Metadata> metadata_;
   torch::Device device_;
 };
