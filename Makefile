@@ -60,7 +60,7 @@ $(VENV)/torch: build/environment
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(PACKAGE_SOURCES)
-	$(BIN)/pip install --quiet --editable ".[cli,plot,dev]"
+	$(BIN)/pip install --quiet --editable ".[cli,plot,train,dev]"
 	touch $@
 
 # ---- C++ runtime, against the LibTorch in the environment's torch ----

@@ -55,11 +55,16 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 def recorded_img_size(path: Path) -> tuple[int, int] | None:
     """The image size that a file of :func:`pvt_ext.save_weights` says its positions are for."""
-    if path.suffix.lower() != ".safetensors":
-        return None
-    with safetensors.safe_open(path, framework="pt") as file:
-        size = re.fullmatch(r"(\d+)x(\d+)", (file.metadata() or {}).get("img_size", ""))
+    size = re.fullmatch(r"(\d+)x(\d+)", recorded_metadata(path).get("img_size", ""))
     return (int(size[1]), int(size[2])) if size else None
+
+
+def recorded_metadata(path: Path) -> dict[str, str]:
+    """What a ``.safetensors`` file says about itself; nothing for other files."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _check_archive(path: Path) -> None:

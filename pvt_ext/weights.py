@@ -129,7 +129,13 @@ def load_weights(
     )
 
 
-def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = "pvt_ext") -> None:
+def save_weights(
+    model: Pyramid,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "pvt_ext",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write the weights of ``model`` as a state_dict, for this or another library.
 
     Args:
@@ -137,6 +143,7 @@ def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = 
         path: ``.safetensors``, which also records ``img_size``, else a ``.pth`` file as
             ``torch.save`` writes it. A link is followed.
         format: ``"pvt_ext"``, ``"official"`` (the authors' names) or ``"timm"`` (v2 only).
+        metadata: recorded in a ``.safetensors`` file besides ``img_size``; other files have none.
 
     Raises:
         ValueError: another format, or one that cannot hold this model.
@@ -155,8 +162,8 @@ def save_weights(model: Pyramid, path: str | os.PathLike[str], *, format: str = 
         with partial.open("wb") as file:
             if path.suffix.lower() == ".safetensors":
                 size = "x".join(map(str, model.img_size))
-                metadata = {"format": "pt", "img_size": size}
-                file.write(safetensors.torch.save(state, metadata=metadata))
+                facts = {**(metadata or {}), "format": "pt", "img_size": size}
+                file.write(safetensors.torch.save(state, metadata=facts))
             else:
                 torch.save(state, file)
         os.replace(partial, path)
