@@ -58,6 +58,20 @@ def check_probability(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value!r}")
 
 
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether an operator may stand for ``modules`` by their parameters: PyTorch's own layers, with
+    biases, without hooks. Not so an adapter (LoRA), a parametrisation or a layer that is watched.
+    """
+    return all(
+        type(module) in (nn.Linear, nn.Conv2d)
+        and module.bias is not None
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        for module in modules
+    )
+
+
 def as_map(x: Tensor, H: int, W: int) -> Tensor:
     """Tokens ``[B, H * W, C]`` as a feature map ``[B, C, H, W]``: a view, channels last."""
     # Split, then permute: the other order gives a single image strides in which convolutions do not
@@ -319,7 +333,10 @@ class Mlp(nn.Module):
         """``[B, N, C] -> [B, N, C]``; with ``dwconv``, ``N`` is the token grid's ``H * W``."""
         dwconv = self.dwconv
         if dwconv is None:
-            if self.fused and not (self.drops and self.training):
+            fused = self.fused and not (self.drops and self.training)
+            if not is_scripting():
+                fused = fused and is_plain(self.fc1, self.fc2)
+            if fused:
                 return torch.ops.pvt.mlp(
                     x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
                 )
@@ -327,13 +344,16 @@ class Mlp(nn.Module):
         else:
             if x.shape[1] != H * W:
                 raise ValueError(f"Mlp: expected H * W = {H} * {W} tokens, got {x.shape[1]}")
-            bias = dwconv.bias
-            assert bias is not None
             x = self.fc1(x)
-            if self.fused:
+            fused = self.fused
+            if not is_scripting():
+                fused = fused and is_plain(dwconv)
+            bias = dwconv.bias
+            if fused and bias is not None:
                 x = torch.ops.pvt.dwconv_gelu(x, H, W, dwconv.weight, bias, self.relu)
             else:
-                x = reference.dwconv_gelu(x, H, W, dwconv.weight, bias, self.relu)
+                x = F.relu(x) if self.relu else x
+                x = F.gelu(as_tokens(dwconv(as_map(x, H, W))))
         return self.drop(self.fc2(self.drop(x)))
 
 

@@ -287,3 +287,25 @@ def test_scripted_patch_embed_returns_its_grid() -> None:
     tokens, grid = torch.jit.script(embed)(x)
     assert grid == (8, 10)
     assert torch.equal(tokens, embed(x)[0])
+
+
+@pytest.mark.parametrize("dwconv", [False, True])
+def test_an_mlp_whose_layers_are_replaced_or_watched_runs_them(dwconv):
+    """An adapter in place of a layer, or a hook on it, is not passed over by the operator."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    mlp, x = Mlp(8, 16, dwconv=dwconv), torch.randn(2, 12, 8)
+    before = mlp(x, 3, 4)
+    seen = []
+    watched = mlp.dwconv if dwconv else mlp.fc2
+    handle = watched.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(mlp(x, 3, 4), before)
+    assert seen == [1]
+    handle.remove()
+    adapted = Adapted(16, 8)
+    adapted.load_state_dict(mlp.fc2.state_dict())
+    mlp.fc2 = adapted
+    torch.testing.assert_close(mlp(x, 3, 4), before + 1)
