@@ -4,9 +4,9 @@ from pathlib import Path
 
 import cases
 import pytest
+import shapes
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from running import in_a_process, same_bits_for_any_number_of_threads
 from torch import Tensor
 
@@ -36,66 +36,35 @@ def test_matches_reference(op, formula, case, dtype):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    B=st.integers(0, 3),
-    N=st.integers(0, 70),
-    num_heads=st.integers(1, 4),
-    head_dim=st.integers(1, 70),
-    kv_len=st.integers(1, 140),
-    dtype=st.sampled_from(cases.DTYPES),
-)
-def test_attention_any_shape(B, N, num_heads, head_dim, kv_len, dtype):
-    case = cases.AttentionCase(B, N, num_heads * head_dim, num_heads, kv_len)
-    cases.assert_as_exact(
-        ops.sra_attention, reference.sra_attention, *(case.inputs(dtype) for _ in range(8))
-    )
+@given(case=shapes.attention(), dtype=shapes.dtypes)
+def test_attention_any_shape(case, dtype):
+    draws = (case.inputs(dtype) for _ in range(8))
+    cases.assert_as_exact(ops.sra_attention, reference.sra_attention, *draws)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    B=st.integers(0, 3),
-    sr_ratio=st.integers(1, 5),
-    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    C=st.integers(1, 70),
-    dtype=st.sampled_from(cases.DTYPES),
-)
-def test_reduction_any_shape(B, sr_ratio, extra, C, dtype):
-    H, W = sr_ratio + extra[0], sr_ratio + extra[1]
-    case = cases.ReductionCase(B, H, W, C, sr_ratio, eps=cases.well_conditioned(C))
-    inputs = case.inputs(dtype)
-    if B == 0:  # conv2d of an empty batch is refused by some PyTorch backends
-        out = ops.spatial_reduction(*inputs)
-        assert out.shape == (0, (case.H // sr_ratio) * (case.W // sr_ratio), C)
+@given(case=shapes.reduction(), dtype=shapes.dtypes)
+def test_reduction_any_shape(case, dtype):
+    if case.B == 0:  # conv2d of an empty batch is refused by some PyTorch backends
+        out = ops.spatial_reduction(*case.inputs(dtype))
+        R = case.sr_ratio
+        assert out.shape == (0, (case.H // R) * (case.W // R), case.C)
     else:
         draws = (case.inputs(dtype) for _ in range(8))
         cases.assert_as_exact(ops.spatial_reduction, reference.spatial_reduction, *draws)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    B=st.integers(0, 3),
-    N=st.integers(0, 120),
-    C=st.integers(1, 70),
-    hidden=st.integers(1, 300),
-    dtype=st.sampled_from(cases.DTYPES),
-)
-def test_mlp_any_shape(B, N, C, hidden, dtype):
-    case = cases.MlpCase(B, N, C, hidden)
-    cases.assert_as_exact(ops.mlp, reference.mlp, *(case.inputs(dtype) for _ in range(8)))
+@given(case=shapes.mlp, dtype=shapes.dtypes)
+def test_mlp_any_shape(case, dtype):
+    draws = (case.inputs(dtype) for _ in range(shapes.draws(case)))
+    cases.assert_as_exact(ops.mlp, reference.mlp, *draws)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    B=st.integers(1, 3),
-    H=st.integers(1, 20),
-    W=st.integers(1, 20),
-    C=st.integers(1, 70),
-    relu=st.booleans(),
-    dtype=st.sampled_from(cases.DTYPES),
-)
-def test_dwconv_any_shape(B, H, W, C, relu, dtype):
-    count = 8 if B * H * W * C > 64 else 64  # of a handful of values an error says little
-    draws = (cases.DepthwiseCase(B, H, W, C, relu).inputs(dtype) for _ in range(count))
+@given(case=shapes.depthwise, dtype=shapes.dtypes)
+def test_dwconv_any_shape(case, dtype):
+    draws = (case.inputs(dtype) for _ in range(shapes.draws(case)))
     cases.assert_as_exact(ops.dwconv_gelu, reference.dwconv_gelu, *draws)
 
 
