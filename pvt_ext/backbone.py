@@ -249,7 +249,7 @@ class Backbone(Pyramid):
 
     Args:
         specs, in_chans, img_size, fused, variant: as in :class:`Pyramid`; ``specs`` of all stages.
-        out_indices: stages to return, ascending, 0..3 for strides 4..32.
+        out_indices: stages to return, ascending, 0..3 for strides 4..32; None for all.
         return_cls: append the class token, which then takes part in the last stage.
         drop_path_rate: as in :class:`pvt_ext.model.PVT`.
 
@@ -263,7 +263,7 @@ class Backbone(Pyramid):
         self,
         specs: Sequence[StageSpec],
         *,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         return_cls: bool = False,
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 224,
@@ -271,6 +271,8 @@ class Backbone(Pyramid):
         fused: bool = True,
         variant: str = "",
     ) -> None:
+        if out_indices is None:
+            out_indices = range(len(specs))
         indices = _check_indices(out_indices, len(specs))
         kept = list(specs[: indices[-1] + 1])
         if return_cls and not kept[-1].cls_token:

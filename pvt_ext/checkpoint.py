@@ -4,11 +4,12 @@ Pickled files are read with ``weights_only=True``, so none can run code.
 """
 
 import argparse
+import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -53,18 +54,46 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
-def recorded_img_size(path: Path) -> tuple[int, int] | None:
-    """The image size that a file of :func:`pvt_ext.save_weights` says its positions are for."""
-    size = re.fullmatch(r"(\d+)x(\d+)", recorded_metadata(path).get("img_size", ""))
-    return (int(size[1]), int(size[2])) if size else None
+class Recorded(NamedTuple):
+    """What a ``.safetensors`` file of this library says about its model; None: it does not say."""
+
+    variant: str | None = None
+    img_size: tuple[int, int] | None = None  # that v1's positions are for
+    preset: str | None = None
+    labels: list[str] | None = None
+
+
+def recorded(path: Path) -> Recorded:
+    """What a file says about its model: nothing, unless it is a ``.safetensors`` file."""
+    facts = recorded_metadata(path)
+    size = re.fullmatch(r"(\d+)x(\d+)", facts.get("img_size", ""))
+    return Recorded(
+        facts.get("variant"),
+        (int(size[1]), int(size[2])) if size else None,
+        facts.get("preset"),
+        _names(facts.get("labels", "")),
+    )
 
 
 def recorded_metadata(path: Path) -> dict[str, str]:
-    """What a ``.safetensors`` file says about itself; nothing for other files."""
+    """All that a ``.safetensors`` file says about itself; nothing for other files."""
     if path.suffix.lower() != ".safetensors":
         return {}
-    with safetensors.safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a checkpoint, or damaged ({error})") from error
+
+
+def _names(text: str) -> list[str] | None:
+    """A JSON list of names; None for anything else, which another library may have written."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if are_names else None
 
 
 def _check_archive(path: Path) -> None:

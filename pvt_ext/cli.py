@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 try:
     import typer
@@ -28,6 +28,7 @@ from torch import Tensor
 import pvt_ext
 from pvt_ext.backbone import Pyramid
 from pvt_ext.bench import DTYPES, bench
+from pvt_ext.checkpoint import Recorded, recorded, recorded_metadata
 from pvt_ext.download import DownloadError
 from pvt_ext.export import export_torchscript
 from pvt_ext.exported import load_exported
@@ -35,10 +36,10 @@ from pvt_ext.model import create_backbone, create_model
 from pvt_ext.onnx import export_onnx
 from pvt_ext.preprocess import load_image
 from pvt_ext.pt2 import export_pt2
-from pvt_ext.published import PUBLISHED
+from pvt_ext.published import PACKAGED, PUBLISHED
 from pvt_ext.summary import summary
-from pvt_ext.variants import VARIANTS, list_models
-from pvt_ext.weights import LoadReport, load_published, load_weights, save_weights
+from pvt_ext.variants import VARIANTS, list_models, task_of
+from pvt_ext.weights import LoadReport, load_official, load_published, load_weights, save_weights
 
 app = typer.Typer(
     help="Pyramid Vision Transformer: models, export and prediction.",
@@ -85,21 +86,38 @@ def check_dtypes(dtypes: list[str] | None) -> list[str] | None:
 Name = Annotated[
     str, typer.Argument(metavar="NAME", callback=check_name, help="Model, as in `pvt list`.")
 ]
-Size = Annotated[str, typer.Option(help="Image side, or HEIGHTxWIDTH.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Image side, or HEIGHTxWIDTH; default the model's own, mostly 224."
+    ),
+]
 
 
 @app.command("list")
 def list_() -> None:
-    """Table of the models: size, work per 224 x 224 image, published accuracy."""
+    """Table of the models: image side, work per image, accuracy of their weights.
+
+    Accuracies of ImageNet-1k are those that the authors published; that of CIFAR-10 was measured.
+    """
     table = Table("model", box=None)
-    for heading in ("parameters", "GMAC at 224", "ImageNet top-1 %", "weights, MB"):
+    for heading in ("parameters", "image", "GMAC", "top-1 %", "weights, MB", "trained on"):
         table.add_column(heading, justify="right")
     for name in list_models():
-        size, published = summary(name), PUBLISHED.get(f"official/{name}")
-        columns = [name, f"{size.parameters:,}", f"{size.macs / 1e9:.3f}"]
-        columns += [f"{published.top1}", f"{published.megabytes}"] if published else ["-", "-"]
-        table.add_row(*columns)
+        size, task = summary(name), task_of(name)
+        columns = [f"{size.parameters:,}", f"{task.img_size}", f"{size.macs / 1e9:.3f}"]
+        table.add_row(name, *columns, *_accuracy(name))
     Console().print(table)
+
+
+def _accuracy(name: str) -> tuple[str, str, str]:
+    """Of the weights that come with a model: top-1 in percent, megabytes, data set."""
+    dataset = task_of(name).dataset
+    if name in PACKAGED:
+        top1 = float(recorded_metadata(PACKAGED[name])["top1"])
+        return f"{top1:.1f}", f"{PACKAGED[name].stat().st_size / 1e6:.0f}", dataset
+    file = PUBLISHED.get(f"official/{name}")
+    return (f"{file.top1}", f"{file.megabytes}", dataset) if file else ("-", "-", "-")
 
 
 @app.command("weights")
@@ -132,33 +150,46 @@ def convert(
     to: Annotated[
         Literal["pvt_ext", "official", "timm"], typer.Option(help="Whose names to write.")
     ] = "pvt_ext",
-    num_classes: Annotated[int, typer.Option(min=0, help="Classes of the weights.")] = 1000,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Of the tensors that are written.")
+    ] = "fp32",
+    num_classes: Annotated[
+        int | None, typer.Option(min=0, help="Classes of the weights; default as for export.")
+    ] = None,
     backbone: Annotated[
         bool, typer.Option(help="Without head, class token and final norm, as a detector has it.")
     ] = False,
-    img_size: Annotated[str, typer.Option(help="Size that v1's positions are for.")] = "224",
+    img_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="That v1's positions are for; default as for export."),
+    ] = None,
     in_chans: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 3,
 ) -> None:
     """Read weights of any library and write them with the names of another.
 
-    Nothing is written unless every tensor of the model was found, and nothing else.
+    Nothing is written unless every tensor of the model was found, and nothing else, and every
+    number is finite in the dtype. What one .safetensors file says of itself, the other will.
     """
     _check_overwrites([output], [Path(weights)])
-    size = parse_size(img_size)
+    file = _file_of(name, weights)
+    defaults = _defaults(name, file)
+    size = parse_size(img_size) if img_size else defaults.img_size
     model: Pyramid
     if backbone:
         model = create_backbone(name, in_chans=in_chans, img_size=size)
     else:
-        model = create_model(name, num_classes=num_classes, in_chans=in_chans, img_size=size)
-    report = _load(model, weights, adapt=())
-    save_weights(model, output, format=to)
+        classes = defaults.num_classes if num_classes is None else num_classes
+        model = create_model(name, num_classes=classes, in_chans=in_chans, img_size=size)
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    report = _load(model.to(dtypes[dtype]), weights, adapt=())
+    save_weights(model, output, format=to, metadata=recorded_metadata(file) if file else None)
     print(f"{report}; written to {output} ({to})", file=sys.stderr)
 
 
 @app.command("summary")
-def summary_(name: Name, size: Size = "224") -> None:
+def summary_(name: Name, size: Size = None) -> None:
     """Parameters and multiply-accumulates of each stage at an image size."""
-    print(summary(name, parse_size(size)))
+    print(summary(name, parse_size(size) if size else None))
 
 
 @app.command()
@@ -179,17 +210,22 @@ def export(
     name: Name,
     weights: Annotated[
         str,
-        typer.Option(help="official (download), random, a name in `pvt weights`, or a file."),
+        typer.Option(
+            help="official (those of the model: downloaded, or in the package), random, a name in "
+            "`pvt weights`, or a file."
+        ),
     ] = "official",
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     dtype: Annotated[
         Literal["fp32", "bf16", "int8"], typer.Option(help="Weights, arithmetic.")
     ] = "fp32",
     preset: Annotated[
-        Literal["paper", "timm", "hf"], typer.Option(help="Preprocessing in the file.")
-    ] = "paper",
-    img_size: Size = "224",
-    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the weights.")] = 1000,
+        Literal["paper", "timm", "hf"] | None, typer.Option(help="Preprocessing in the file.")
+    ] = None,
+    img_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Image side, or HEIGHTxWIDTH.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the weights.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file, one class name per line.")] = None,
     format: Annotated[
         Literal["torchscript", "pt2", "onnx"] | None,
@@ -205,8 +241,10 @@ def export(
     torchscript runs in Python and C++ on any machine. pt2 does on CPUs of this architecture,
     without TorchScript; compiling takes half a minute and a C++ compiler. onnx is plain float32
     operators for other runtimes.
+
+    Weights that `pvt train` wrote say what --preset, --img-size, --num-classes and --labels are.
+    For others they are those of the model's published weights: paper, 224, 1000, ImageNet's names.
     """
-    size = parse_size(img_size)
     if output == Path("-"):
         raise typer.BadParameter("-o: expected the name of a file, got - (stdout)")
     formats = {".pt": "torchscript", ".pt2": "pt2", ".onnx": "onnx"}
@@ -214,22 +252,28 @@ def export(
     if form == "onnx" and dtype != "fp32":
         raise typer.BadParameter(f"--dtype: expected fp32 for an ONNX file, got {dtype}")
     path = output or Path(name + {form: suffix for suffix, form in formats.items()}[form])
-    names = labels.read_text(encoding="utf-8").splitlines() if labels else None
-    command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", preset]
-    command += ["--img-size", img_size, "--num-classes", str(num_classes)]
+    defaults = _defaults(name, _file_of(name, weights))
+    size = parse_size(img_size) if img_size else defaults.img_size
+    classes = num_classes or defaults.num_classes
+    view = preset or defaults.preset
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else defaults.labels
+    if not labels and names and len(names) != classes:
+        names = None
+    command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", view]
+    command += ["--img-size", f"{size[0]}x{size[1]}", "--num-classes", str(classes)]
     command += ["--seed", str(seed)] if weights == "random" else []
     command += ["--labels", str(labels)] if labels else []
     command += ["--format", form] if form != "torchscript" else []
 
     torch.manual_seed(seed)
-    model = create_model(name, img_size=size, num_classes=num_classes)
+    model = create_model(name, img_size=size, num_classes=classes)
     try:
         report = None if weights == "random" else _load(model, weights)
     except DownloadError as error:
         raise DownloadError(f"{error}, or try it with --weights random") from error
     source = "file" if Path(weights).is_file() else weights
     options: dict[str, Any] = {
-        "preset": preset,
+        "preset": view,
         "labels": names,
         "weights_source": source,
         "weights_sha256": report.sha256 if report else None,
@@ -296,7 +340,7 @@ def bench_(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    size: Size = "224",
+    size: Size = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads; default PyTorch's choice.")
     ] = None,
@@ -311,14 +355,13 @@ def bench_(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    H, W = parse_size(size) if size else (task_of(name).img_size,) * 2
     print(
-        f"pvt: {name}, batch {batch}, {size}, {torch.get_num_threads()} threads, "
+        f"pvt: {name}, batch {batch}, {H}x{W}, {torch.get_num_threads()} threads, "
         f"CPU level {pvt_ext.cpu_level()}, torch {torch.__version__}",
         file=sys.stderr,
     )
-    timings = bench(
-        name, dtypes=dtype or tuple(DTYPES), batch=batch, size=parse_size(size), seconds=seconds
-    )
+    timings = bench(name, dtypes=dtype or tuple(DTYPES), batch=batch, size=(H, W), seconds=seconds)
     if format == "json":
         for timing in timings:
             print(json.dumps(timing.as_dict()))
@@ -377,13 +420,40 @@ def _training() -> ModuleType:
     return cli
 
 
+class _Defaults(NamedTuple):
+    """Options of an export that were not given."""
+
+    img_size: tuple[int, int]
+    preset: str
+    num_classes: int
+    labels: list[str] | None
+
+
+def _defaults(name: str, file: Path | None) -> _Defaults:
+    """From the weights' own record, where they have one, else as the published weights want."""
+    task, found = task_of(name), recorded(file) if file else Recorded()
+    return _Defaults(
+        found.img_size or (task.img_size, task.img_size),
+        found.preset or task.preset,
+        len(found.labels) if found.labels else task.num_classes,
+        found.labels,
+    )
+
+
+def _file_of(name: str, weights: str) -> Path | None:
+    """The file that ``--weights`` means, unless it is yet to be downloaded."""
+    file = PACKAGED.get(name) if weights == "official" else None
+    return Path(weights) if Path(weights).is_file() else file
+
+
 def _load(model: Pyramid, weights: str, adapt: Sequence[str] = ("positions",)) -> LoadReport:
-    """Fill ``model`` from a file, a published file of that name, or the authors' ("official")."""
-    name = f"official/{model.variant}" if weights == "official" else weights
+    """Fill ``model`` from a file, a published file of that name, or its own ("official")."""
     if Path(weights).is_file():
         return load_weights(model, weights, adapt=adapt)
-    if weights == "official" or name in PUBLISHED:
-        return load_published(model, name, adapt=adapt)
+    if weights == "official":
+        return load_official(model, adapt=adapt)
+    if weights in PUBLISHED:
+        return load_published(model, weights, adapt=adapt)
     close = difflib.get_close_matches(weights, PUBLISHED)
     advice = f"; did you mean {', '.join(close)}?" if close else ", or a name in `pvt weights`"
     raise ValueError(f"weights: expected a file, got {weights!r}{advice}")

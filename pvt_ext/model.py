@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pvt_ext.backbone import Backbone, Pyramid, drop_path_schedule, init_module
 from pvt_ext.nn import as_map, check_at_least
-from pvt_ext.variants import VARIANTS, StageSpec, list_models
+from pvt_ext.variants import VARIANTS, StageSpec, list_models, task_of
 
 
 class PVT(Pyramid):
@@ -92,9 +92,9 @@ def create_model(
     name: str,
     *,
     pretrained: bool = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     fused: bool = True,
 ) -> PVT:
@@ -102,13 +102,15 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        pretrained: download and load the published ImageNet-1k weights. With another
+        pretrained: load the weights that come with the name: the published ImageNet-1k weights,
+            which are downloaded, or those of ``pvt_nano``, which are in the package. With another
             ``num_classes`` the head stays freshly initialised; with other ``in_chans`` the first
             convolution is adapted (:func:`pvt_ext.load_weights`).
-        num_classes: outputs of the head; 0 means no head.
+        num_classes: outputs of the head, by default 1000, of ``pvt_nano`` 10; 0 means no head.
         in_chans: channels of the image.
         img_size: image side, or ``(height, width)``, that the position tables are made for (v2 has
-            none) and that an exported file's preprocessing produces.
+            none) and that an exported file's preprocessing produces; by default 224, of
+            ``pvt_nano`` 32.
         drop_path_rate: stochastic depth; published training uses 0.1 for tiny, small and b0..b2,
             0.3 for medium, large and b3..b5.
         fused: use the operators of this library; False selects plain PyTorch.
@@ -117,11 +119,12 @@ def create_model(
         ValueError: unknown name, or an argument out of range.
         DownloadError: ``pretrained``, and the file could not be fetched.
     """
+    specs, task = find_specs("create_model", name), task_of(name)
     model = PVT(
-        find_specs("create_model", name),
-        num_classes=num_classes,
+        specs,
+        num_classes=task.num_classes if num_classes is None else num_classes,
         in_chans=in_chans,
-        img_size=img_size,
+        img_size=task.img_size if img_size is None else img_size,
         drop_path_rate=drop_path_rate,
         fused=fused,
         variant=name,
@@ -137,10 +140,10 @@ def create_backbone(
     name: str,
     *,
     pretrained: bool = False,
-    out_indices: Sequence[int] = (0, 1, 2, 3),
+    out_indices: Sequence[int] | None = None,
     return_cls: bool = False,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     fused: bool = True,
 ) -> Backbone:
@@ -148,7 +151,8 @@ def create_backbone(
 
     Args:
         name: one of :func:`list_models`.
-        out_indices: stages to return, 0..3 for strides 4, 8, 16 and 32.
+        out_indices: stages to return, 0..3 for strides 4, 8, 16 and 32 (of ``pvt_nano`` 0..2 for
+            2, 4 and 8); None for all.
         return_cls: append the class token to the maps (v1).
         pretrained, in_chans, img_size, drop_path_rate, fused: as in :func:`create_model`.
 
@@ -161,7 +165,7 @@ def create_backbone(
         out_indices=out_indices,
         return_cls=return_cls,
         in_chans=in_chans,
-        img_size=img_size,
+        img_size=task_of(name).img_size if img_size is None else img_size,
         drop_path_rate=drop_path_rate,
         fused=fused,
         variant=name,

@@ -1,4 +1,6 @@
-"""The weight files that are published for PVT: where they are, what they are, what they score.
+"""The weight files of PVT: where they are, what they are, what they score.
+
+``PUBLISHED`` can be downloaded; ``PACKAGED`` come with this library.
 
 ``sha256`` is None where nobody recorded one. OpenMMLab puts the first eight digits into the name of
 each file, and those are checked. Accuracies are the publishers'.
@@ -7,6 +9,7 @@ Sources: github.com/whai362/PVT (classification and its v2 releases), the model 
 OpenGVLab and Zetatech on huggingface.co, mmdetection's configs/pvt.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -117,3 +120,4 @@ def _mmdetection() -> dict[str, PublishedFile]:
 
 
 PUBLISHED = _official() | _timm() | _hugging_face() | _mmdetection()
+PACKAGED = {"pvt_nano": Path(__file__).with_name("pvt_nano_cifar10.safetensors")}

@@ -42,7 +42,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def summary(model: str | PVT, size: int | tuple[int, int] = 224) -> Summary:
+def summary(model: str | PVT, size: int | tuple[int, int] | None = None) -> Summary:
     """Parameters and multiply-accumulates (MACs) of one image.
 
     Papers call this number FLOPs; it counts every convolution and matrix product, the spatial
@@ -50,12 +50,12 @@ def summary(model: str | PVT, size: int | tuple[int, int] = 224) -> Summary:
 
     Args:
         model: a name in :func:`pvt_ext.list_models`, or a model (its weights are not touched).
-        size: image side, or ``(height, width)``.
+        size: image side, or ``(height, width)``; by default the model's own, mostly 224.
     """
-    H, W = to_pair("size", size)
     with torch.device("meta"):  # shapes only: no memory, no arithmetic
         if isinstance(model, str):
             model = create_model(model)
+        H, W = model.img_size if size is None else to_pair("size", size)
         state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
         image = torch.empty(1, model.in_chans, H, W)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,4 +1,6 @@
-"""The published models as numbers: one :class:`StageSpec` per stage, and nothing else.
+"""The models as numbers: one :class:`StageSpec` per stage, and nothing else.
+
+All are published but ``pvt_nano``, which is this library's own, for images of 32 to 64 pixels.
 
 Sources: Wang et al., Pyramid Vision Transformer, ICCV 2021 (PVT v1), and Wang et al., PVT v2:
 Improved Baselines with Pyramid Vision Transformer, CVMJ 2022 (PVT v2).
@@ -44,9 +46,10 @@ def _stages(
     dims: tuple[int, ...],
     heads: tuple[int, ...],
     mlp_ratios: tuple[int, ...],
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1),  # as all published models have them
+    patch_sizes: tuple[int, ...] = (4, 2, 2, 2),
 ) -> tuple[StageSpec, ...]:
-    # What all published models share: sr_ratio and patch_size of stages 1..4.
-    rows = zip(dims, depths, heads, mlp_ratios, (8, 4, 2, 1), (4, 2, 2, 2), strict=True)
+    rows = zip(dims, depths, heads, mlp_ratios, sr_ratios, patch_sizes, strict=True)
     return tuple(StageSpec(*row) for row in rows)
 
 
@@ -60,6 +63,10 @@ def _v1(
 def _v2(
     depths: tuple[int, ...], dims: tuple[int, ...], mlp_ratios: tuple[int, ...], linear: bool
 ) -> tuple[StageSpec, ...]:
+    return _as_v2(_stages(depths, dims, (1, 2, 5, 8), mlp_ratios), linear)
+
+
+def _as_v2(stages: Sequence[StageSpec], linear: bool = False) -> tuple[StageSpec, ...]:
     return tuple(
         stage._replace(
             overlap=True,
@@ -69,8 +76,12 @@ def _v2(
             norm=True,
             fan_out_init=True,
         )
-        for stage in _stages(depths, dims, (1, 2, 5, 8), mlp_ratios)
+        for stage in stages
     )
+
+
+# Three stages, of strides 2, 4 and 8: depths, channels, heads, mlp_ratios, sr_ratios, patch_sizes.
+_NANO = _as_v2(_stages((1, 2, 2), (32, 96, 192), (1, 3, 6), (4, 4, 4), (4, 2, 1), (2, 2, 2)))
 
 
 VARIANTS: dict[str, tuple[StageSpec, ...]] = {
@@ -88,9 +99,28 @@ VARIANTS: dict[str, tuple[StageSpec, ...]] = {
     "pvt_v2_b3":    _v2((3, 4, 18, 3),  (64, 128, 320, 512),  (8, 8, 4, 4), False),
     "pvt_v2_b4":    _v2((3, 8, 27, 3),  (64, 128, 320, 512),  (8, 8, 4, 4), False),
     "pvt_v2_b5":    _v2((3, 6, 40, 3),  (64, 128, 320, 512),  (4, 4, 4, 4), False),
+    "pvt_nano":     _NANO,
 }  # fmt: skip
 
 
+class Task(NamedTuple):
+    """The classification that a model's own weights were trained for."""
+
+    dataset: str
+    num_classes: int
+    img_size: int
+    preset: str  # preprocessing, one of pvt_ext.preprocess.PRESETS
+
+
+IMAGENET = Task("ImageNet-1k", 1000, 224, "paper")
+CIFAR10 = Task("CIFAR-10", 10, 32, "hf")
+
+
+def task_of(name: str) -> Task:
+    """What a model is made for unless told otherwise."""
+    return CIFAR10 if name == "pvt_nano" else IMAGENET
+
+
 def list_models() -> list[str]:
-    """Names that :func:`pvt_ext.create_model` knows: PVT v1, then PVT v2, each by size."""
+    """Names that :func:`pvt_ext.create_model` knows: PVT v1, PVT v2, each by size, pvt_nano."""
     return list(VARIANTS)

@@ -21,12 +21,12 @@ from pvt_ext.checkpoint import (
     listing,
     named_tensors,
     read_checkpoint,
-    recorded_img_size,
+    recorded,
     refuse,
 )
 from pvt_ext.download import DownloadError, check_file, download, file_sha256
 from pvt_ext.formats import WRITERS, translate
-from pvt_ext.published import PUBLISHED, PublishedFile
+from pvt_ext.published import PACKAGED, PUBLISHED, PublishedFile
 
 ADAPTATIONS = ("positions", "in_chans", "num_classes")
 
@@ -100,7 +100,7 @@ def load_weights(
         origin, digest = str(path), file_sha256(path)
         if sha256 is not None and digest != sha256.lower():
             raise ValueError(f"{path}: expected SHA-256 {sha256}, got {digest}")
-        source, img_size = read_checkpoint(path), recorded_img_size(path)
+        source, img_size = read_checkpoint(path), recorded(path).img_size
     elif not isinstance(source, Mapping):
         raise ValueError(f"source: expected a file or a state_dict, got {type(source).__name__}")
     elif sha256 is not None:
@@ -198,23 +198,32 @@ def load_published(
     return load_weights(model, path, adapt=adapt, drop=drop)
 
 
-def load_official(model: Pyramid, *, progress: bool = True) -> LoadReport:
-    """Download the authors' ImageNet-1k weights of ``model.variant`` (once) and load them.
+def load_official(
+    model: Pyramid, *, adapt: str | Collection[str] = ADAPTATIONS, progress: bool = True
+) -> LoadReport:
+    """Load the weights that come with ``model.variant``.
 
-    They are adapted to the model's image size, channels and classes: see :func:`load_weights`.
+    Those are the authors' ImageNet-1k weights, downloaded once, or, for ``pvt_nano``, this
+    library's CIFAR-10 weights, which are in the package.
+
+    Args:
+        model, adapt, progress: as in :func:`load_published`; by default, weights are adapted to
+            the model's image size, channels and classes.
 
     Raises:
         ValueError: no weights are published for this variant.
         DownloadError: the file could not be fetched or has changed.
     """
+    if model.variant in PACKAGED:
+        return load_weights(model, PACKAGED[model.variant], adapt=adapt)
     name = f"official/{model.variant}"
     if name not in PUBLISHED:
         variants = [file.variant for key, file in PUBLISHED.items() if key.startswith("official/")]
         raise ValueError(
             f"no published weights for {model.variant or 'this model'}; "
-            f"there are for {', '.join(variants)}"
+            f"there are for {', '.join([*variants, *PACKAGED])}"
         )
-    return load_published(model, name, adapt=ADAPTATIONS, progress=progress)
+    return load_published(model, name, adapt=adapt, progress=progress)
 
 
 # ---- arguments ----

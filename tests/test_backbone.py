@@ -90,7 +90,7 @@ def test_no_class_token_to_return() -> None:
         mini(MINI_V2).features(torch.zeros(1, 3, 64, 64), return_cls=True)
 
 
-@pytest.mark.parametrize("out_indices", [(), (1, 0), (2, 2), (4,), (-1,), (0.5,), (True,), 1, None])
+@pytest.mark.parametrize("out_indices", [(), (1, 0), (2, 2), (4,), (-1,), (0.5,), (True,), 1])
 def test_refuses_other_stages(out_indices: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="out_indices: expected"):
         Backbone(MINI, out_indices=out_indices)
@@ -100,9 +100,16 @@ def test_refuses_other_stages(out_indices: tuple[int, ...]) -> None:
 def test_by_name(name: str) -> None:
     with torch.device("meta"):
         model = create_backbone(name, out_indices=(1, 2))
-    assert [info["reduction"] for info in model.feature_info] == [8, 16]
+    strides = [4, 8] if name == "pvt_nano" else [8, 16]
+    assert [info["reduction"] for info in model.feature_info] == strides
     assert model.variant == name
     assert len(model.stages) == 3
+
+
+def test_all_stages_unless_told_otherwise() -> None:
+    with torch.device("meta"):
+        assert len(create_backbone("pvt_tiny").feature_info) == 4
+        assert len(create_backbone("pvt_nano").feature_info) == 3
 
 
 def test_unknown_name() -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 import pvt_ext
 from pvt_ext.bench import bench
+from pvt_ext.checkpoint import recorded, recorded_metadata
 from pvt_ext.cli import app, main
 from pvt_ext.export import load_torchscript, read_metadata
 from pvt_ext.inference import pack
@@ -65,8 +66,9 @@ def photos(tmp_path: Path) -> list[Path]:
 
 def test_list() -> None:
     rows = {line.split()[0]: line.split()[1:] for line in pvt("list").stdout.splitlines()}
-    assert rows["pvt_small"] == ["24,485,864", "3.816", "79.8", "93"]
-    assert rows["pvt_huge_v2"] == ["304,945,512", "50.493", "-", "-"]
+    assert rows["pvt_small"] == ["24,485,864", "224", "3.816", "79.8", "93", "ImageNet-1k"]
+    assert rows["pvt_huge_v2"] == ["304,945,512", "224", "50.493", "-", "-", "-"]
+    assert rows["pvt_nano"] == ["1,439,146", "32", "0.037", "85.3", "3", "CIFAR-10"]
     assert set(rows) == {"model", *pvt_ext.model.list_models()}
 
 
@@ -121,6 +123,52 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "other.pth").exists()
     onto = ("convert", "pvt_v2_b0", tmp_path / "ours.pth", tmp_path / "ours.pth")
     assert pvt(*onto).exit_code == 2
+
+
+def test_convert_keeps_what_the_file_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = lively("pvt_v2_b0", num_classes=2)
+    before, after = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    facts = {"variant": "pvt_v2_b0", "preset": "hf", "labels": '["cat", "dog"]'}
+    save_weights(source, before, metadata=facts)
+    assert pvt("convert", "pvt_v2_b0", before, after, "--dtype", "fp16").exit_code == 0
+    assert recorded_metadata(after) == recorded_metadata(before)
+    assert after.stat().st_size < 0.51 * before.stat().st_size
+    target = create_model("pvt_v2_b0", num_classes=2)
+    load_weights(target, after)
+    assert same_weights(target, source.half().float())
+
+    source = lively("pvt_v2_b0", num_classes=2)
+    source.head.weight.data[0, 0] = 1e5  # beyond float16
+    save_weights(source, before, metadata=facts)
+    code, line = failure(capsys, "convert", "pvt_v2_b0", before, after, "--dtype", "fp16")
+    assert (code, "head.weight (NaN or infinite in torch.float16)" in line) == (1, True)
+
+
+def test_export_takes_what_the_weights_say(tmp_path: Path) -> None:
+    weights, path = tmp_path / "a.safetensors", tmp_path / "a.pt"
+    facts = {"preset": "timm", "labels": '["cat", "dog"]'}
+    save_weights(lively("pvt_tiny", num_classes=2, img_size=(64, 96)), weights, metadata=facts)
+    assert pvt("export", "pvt_tiny", "--weights", weights, "-o", path).exit_code == 0
+    metadata = read_metadata(path)
+    assert (metadata["labels"], metadata["img_size"]) == (["cat", "dog"], [64, 96])
+    assert metadata["preprocess"]["preset"] == "timm"
+
+    names = tmp_path / "names.txt"
+    names.write_text("Katze\nHund\n")
+    others = ["--labels", names, "--img-size", 64, "--preset", "hf"]
+    assert pvt("export", "pvt_tiny", "--weights", weights, *others, "-o", path).exit_code == 0
+    metadata = read_metadata(path)
+    assert (metadata["labels"], metadata["img_size"]) == (["Katze", "Hund"], [64, 64])
+    assert metadata["preprocess"]["preset"] == "hf"
+
+
+@pytest.mark.parametrize("labels", ["cat, dog", "{}", "[1, 2]", "[" * 100_000])
+def test_labels_of_another_library_are_not_ours(tmp_path: Path, labels: str) -> None:
+    weights = tmp_path / "a.safetensors"
+    save_weights(lively("pvt_v2_b0"), weights, metadata={"labels": labels})
+    assert recorded(weights).labels is None
 
 
 def test_summary() -> None:

@@ -24,6 +24,7 @@ PARAMETERS = {
     "pvt_v2_b3": 45_238_696,
     "pvt_v2_b4": 62_556_072,
     "pvt_v2_b5": 81_956_008,
+    "pvt_nano": 1_439_146,
 }
 SIZES = [
     (224, 224),
@@ -294,7 +295,6 @@ def test_initialisation() -> None:
         ("pvt_tiny", {"img_size": 224.0}, "img_size: expected a positive int or .* got 224.0"),
         ("pvt_tiny", {"img_size": True}, "img_size: expected a positive int or .* got True"),
         ("pvt_tiny", {"img_size": "ab"}, "img_size: expected a positive int or .* got 'ab'"),
-        ("pvt_tiny", {"img_size": None}, "img_size: expected a positive int or .* got None"),
         ("pvt_tiny", {"img_size": (224, 224, 3)}, r"img_size: .* got \(224, 224, 3\)"),
         ("pvt_huge_v2", {"pretrained": True}, "no published weights for pvt_huge_v2"),
     ],

@@ -276,9 +276,6 @@ class Training:
         if self.position.best_epoch >= 0:
             weights = "best.safetensors"
         command = ["pvt", "export", name, "--weights", str(self.folder / weights)]
-        command += ["--img-size", str(self.config.model.img_size)]
-        command += ["--num-classes", str(len(self.classes)), "--preset", self.config.data.preset]
-        command += ["--labels", str(self.folder / "labels.txt")]
         return shlex.join([*command, "-o", str(self.folder / f"{name}.pt")])
 
     def last_checkpoint(self) -> str:

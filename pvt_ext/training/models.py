@@ -1,16 +1,16 @@
 """The model that a run begins with, and the models that an evaluation accepts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
-from pvt_ext.checkpoint import recorded_metadata
+from pvt_ext.checkpoint import recorded
 from pvt_ext.export import load_torchscript
 from pvt_ext.model import PVT, create_model
 from pvt_ext.preprocess import Preprocess
+from pvt_ext.published import PACKAGED
 from pvt_ext.training.config import Config, make_config
 from pvt_ext.training.sources import Source, open_source
 from pvt_ext.training.state import load_state
@@ -67,6 +67,8 @@ def open_candidate(name: str) -> Candidate:
         raise ValueError(
             f"{name}: expected a .pt, .safetensors or .pth file, or a name in pvt list"
         )
+    if name in PACKAGED:
+        return _from_weights(PACKAGED[name])
     model = create_model(name, pretrained=True)
     return Candidate(model, Preprocess("paper", model.img_size), None)
 
@@ -89,18 +91,15 @@ def open_labelled(path: str, candidate: Candidate) -> Source:
 
 
 def _from_weights(path: Path) -> Candidate:
-    facts = recorded_metadata(path)
-    if not {"variant", "img_size", "preset", "labels"} <= facts.keys():
+    variant, size, preset, labels = recorded(path)
+    if variant is None or size is None or preset is None or labels is None:
         raise ValueError(
             f"{path}: expected weights that pvt train wrote; for others, export them and evaluate "
             "the exported model"
         )
-    height, width = facts["img_size"].split("x")
-    classes = json.loads(facts["labels"])
-    size = (int(height), int(width))
-    model = create_model(facts["variant"], num_classes=len(classes), img_size=size)
+    model = create_model(variant, num_classes=len(labels), img_size=size)
     load_weights(model, path)
-    return Candidate(model, Preprocess(facts["preset"], size), classes)
+    return Candidate(model, Preprocess(preset, size), labels)
 
 
 def _from_checkpoint(path: Path) -> Candidate:
