@@ -1,8 +1,10 @@
 """``pvt_infer`` beside Python: the same pixels, the same answers, whatever the file."""
 
+import os
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ from models import lively, mini, relative_error
 from PIL import Image
 from torch import Tensor, nn
 
+from pvt_ext.checkpoint import recorded, recorded_metadata
 from pvt_ext.export import export_torchscript, load_torchscript
+from pvt_ext.model import create_model
 from pvt_ext.preprocess import PRESETS, Preprocess, load_image
+from pvt_ext.published import PACKAGED
 from pvt_ext.variants import list_models
 
 # Pillow's remark on palette images with transparency, which are among the files on purpose.
@@ -120,6 +125,52 @@ def test_logits_and_classes_equal_pythons(binary: Path, tmp_path: Path, dtype: s
         probabilities = row.double().softmax(0)[indices[:7]]
         found = torch.tensor([best["prob"] for best in answer["topk"]], dtype=torch.float64)
         torch.testing.assert_close(found, probabilities)
+
+
+@pytest.fixture(scope="session")
+def cifar10_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 10,000 test images of CIFAR-10, one folder per class."""
+    archive = Path(os.environ.get("PVT_DATA", "")) / "cifar10.tar.xz"
+    if not archive.is_file():
+        pytest.skip(
+            "NOT TESTED: accuracy on CIFAR-10. Set PVT_DATA to the folder that has cifar10.tar.xz, "
+            "with cifar10/test/<class>/<image> in it"
+        )
+    root = tmp_path_factory.mktemp("data")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, (m for m in tar if m.name.startswith("cifar10/test/")), filter="data")
+    return root / "cifar10" / "test"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_accuracy_equals_pythons(
+    binary: Path, cifar10_test: Path, tmp_path: Path, dtype: str
+) -> None:
+    file, out = tmp_path / "pvt_nano.pt", tmp_path / "logits.npy"
+    labels = recorded(PACKAGED["pvt_nano"]).labels
+    export_torchscript(
+        create_model("pvt_nano", pretrained=True), file, preset="hf", dtype=dtype, labels=labels
+    )
+    options = ("--topk", 1, "--batch", 100, "--recursive", "--logits", out)
+    answers = Infer(binary, file).json(*options, cifar10_test)
+    images = [Path(answer["image"]) for answer in answers]
+    assert len(set(images)) == 10_000
+    network, metadata = load_torchscript(file)
+    with torch.inference_mode():
+        logits = torch.cat(
+            [
+                network(torch.stack([network.preprocess(load_image(path)) for path in part]))
+                for part in (images[i : i + 100] for i in range(0, len(images), 100))
+            ]
+        )
+    classes = [metadata["labels"][i] for i in logits.argmax(1).tolist()]
+    assert [answer["topk"][0]["label"] for answer in answers] == classes
+    right = sum(c == path.parent.name for c, path in zip(classes, images, strict=True))
+    # As measured when the weights were made, but for ties that another processor rounds elsewhere.
+    recorded_top1 = float(recorded_metadata(PACKAGED["pvt_nano"])["top1"])
+    assert abs(right / 100 - recorded_top1) <= 0.1
+    assert relative_error(torch.from_numpy(np.load(out)), logits) < 1e-6
 
 
 def test_labels_come_from_the_model(binary: Path, tmp_path: Path) -> None:
