@@ -110,16 +110,6 @@ def list_() -> None:
     Console().print(table)
 
 
-def _accuracy(name: str) -> tuple[str, str, str]:
-    """Of the weights that come with a model: top-1 in percent, megabytes, data set."""
-    dataset = task_of(name).dataset
-    if name in PACKAGED:
-        top1 = float(recorded_metadata(PACKAGED[name])["top1"])
-        return f"{top1:.1f}", f"{PACKAGED[name].stat().st_size / 1e6:.0f}", dataset
-    file = PUBLISHED.get(f"official/{name}")
-    return (f"{file.top1}", f"{file.megabytes}", dataset) if file else ("-", "-", "-")
-
-
 @app.command("weights")
 def weights_() -> None:
     """Table of the weight files that are published, by the authors and by others."""
@@ -257,8 +247,6 @@ def export(
     classes = num_classes or defaults.num_classes
     view = preset or defaults.preset
     names = labels.read_text(encoding="utf-8").splitlines() if labels else defaults.labels
-    if not labels and names and len(names) != classes:
-        names = None
     command = ["pvt", "export", name, "--weights", weights, "--dtype", dtype, "--preset", view]
     command += ["--img-size", f"{size[0]}x{size[1]}", "--num-classes", str(classes)]
     command += ["--seed", str(seed)] if weights == "random" else []
@@ -418,6 +406,16 @@ def _training() -> ModuleType:
         advice = "pip install pydantic pyyaml matplotlib"
         raise RuntimeError(f"{library} is not installed; run: {advice}") from error
     return cli
+
+
+def _accuracy(name: str) -> tuple[str, str, str]:
+    """Of the weights that come with a model: top-1 in percent, megabytes, data set."""
+    dataset = task_of(name).dataset
+    if name in PACKAGED:
+        top1 = float(recorded_metadata(PACKAGED[name])["top1"])
+        return f"{top1:.1f}", f"{PACKAGED[name].stat().st_size / 1e6:.0f}", dataset
+    file = PUBLISHED.get(f"official/{name}")
+    return (f"{file.top1}", f"{file.megabytes}", dataset) if file else ("-", "-", "-")
 
 
 class _Defaults(NamedTuple):
