@@ -180,6 +180,6 @@ def create_backbone(
 def find_specs(caller: str, name: str) -> tuple[StageSpec, ...]:
     """The stages of a published model; an unknown name ends in an error that suggests others."""
     if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS) or list_models()
+        close = difflib.get_close_matches(name, VARIANTS, cutoff=0.65) or list_models()
         raise ValueError(f"{caller}: unknown name {name!r}; did you mean {', '.join(close)}?")
     return VARIANTS[name]

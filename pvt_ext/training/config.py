@@ -34,7 +34,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 def _one_of(names: Sequence[str], value: str) -> str:
     if value not in names:
-        close = difflib.get_close_matches(value, names)
+        close = difflib.get_close_matches(value, names, cutoff=0.65)
         raise ValueError(f"one of {', '.join(close or names)}")
     return value
 
