@@ -40,7 +40,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cpp' '*.cu' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ops

@@ -17,9 +17,9 @@ FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 
 
 def operator_sources() -> list[str]:
-    """The lines of csrc/sources.txt, as paths relative to this file."""
+    """The C++ sources of csrc/sources.txt, as paths relative to this file."""
     lines = (ROOT / "csrc/sources.txt").read_text().splitlines()
-    return [f"csrc/{line}" for line in lines if line and not line.startswith("#")]
+    return [f"csrc/{line}" for line in lines if line.endswith(".cpp")]
 
 
 def check_cuda_wish() -> None:

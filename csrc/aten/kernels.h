@@ -1,4 +1,5 @@
 // The operators as compositions of ATen calls: for devices and dtypes without a kernel of our own.
+// Visible to libpvt_ops_cuda.so, which takes them for what its kernels leave out.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +10,8 @@
 namespace pvt {
 
 using torch::stable::Tensor;
+
+#pragma GCC visibility push(default)
 
 Tensor sra_attention_aten(const Tensor& q, const Tensor& kv, int64_t num_heads, double scale);
 
@@ -72,5 +75,7 @@ void conv_mlp_block_aten(Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
                          const Tensor& fc1_bias, bool relu, const Tensor& dwconv_weight,
                          const Tensor& dwconv_bias, const Tensor& fc2_weight,
                          const Tensor& fc2_bias);
+
+#pragma GCC visibility pop
 
 }  // namespace pvt

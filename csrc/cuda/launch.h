@@ -1,0 +1,89 @@
+// From a tensor to a kernel: its device, its stream, and what the device offers.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <atomic>
+
+#include "checks.h"
+
+namespace pvt::cuda {
+
+inline void check_cuda(cudaError_t error, const char* op) {
+  check(error == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(error));
+}
+
+// The device of a tensor, current as long as this lives, and its current stream.
+class Device {
+ public:
+  Device(const char* op, const Tensor& tensor)
+      : op_(op), index_(tensor.get_device()), guard_(index_) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  const char* op() const { return op_; }
+  int index() const { return index_; }
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+  // Bytes of shared memory that a block may have.
+  int shared_limit() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+  // 80 for compute capability 8.0.
+  int capability() const {
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+           attribute(cudaDevAttrComputeCapabilityMinor);
+  }
+  // Whether it has the instructions of our kernels: mma of bfloat16, cp.async.
+  bool can_run_kernels() const { return capability() >= 80; }
+
+ private:
+  int attribute(cudaDeviceAttr attribute) const {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, attribute, index_), op_);
+    return value;
+  }
+
+  const char* op_;
+  int index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// Makes a kernel ready for `shared_bytes` on a device, at its first launch there. Not during the
+// capture of a graph, therefore, unless it ran before.
+template <class Kernel>
+void prepare(const Device& device, Kernel* kernel, int shared_bytes) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  const bool missing = error == cudaErrorInvalidDeviceFunction ||
+                       error == cudaErrorNoKernelImageForDevice ||
+                       error == cudaErrorUnsupportedPtxVersion;
+  const int capability = device.capability();
+  check(!missing, device.op(),
+        ": the CUDA kernels of this pvt_ext were compiled for " PVT_CUDA_ARCHITECTURES
+        ", not for this GPU, whose compute capability is ",
+        capability / 10, ".", capability % 10,
+        "; install it again with TORCH_CUDA_ARCH_LIST=", capability / 10, ".", capability % 10);
+  check_cuda(error, device.op());
+}
+
+// Runs kernel(args) in `blocks` blocks of `threads` threads. The kernel is a template argument, so
+// that what was prepared is remembered for each.
+template <auto kKernel, class Args>
+void launch(const Device& device, int64_t blocks, int threads, int shared_bytes, const Args& args) {
+  static std::atomic<uint64_t> prepared{0};  // a bit per device
+  const uint64_t bit = uint64_t{1} << (device.index() % 64);
+  if (device.index() >= 64 || (prepared.load(std::memory_order_relaxed) & bit) == 0) {
+    prepare(device, kKernel, shared_bytes);
+    prepared.fetch_or(bit, std::memory_order_relaxed);
+  }
+  check(blocks <= INT32_MAX, device.op(), ": expected fewer tokens, got ", blocks,
+        " blocks of them");
+  kKernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, device.stream()>>>(args);
+  check_cuda(cudaGetLastError(), device.op());
+}
+
+}  // namespace pvt::cuda

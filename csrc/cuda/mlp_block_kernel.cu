@@ -1,0 +1,110 @@
+// mlp_block_ on CUDA: which tokens have a kernel, in which shape it runs, its launch.
+#include <torch/csrc/stable/library.h>
+
+#include "aten/kernels.h"
+#include "cuda/device_block.h"
+#include "cuda/mlp_block_impl.h"
+#include "cuda/packed.h"
+
+namespace pvt::cuda {
+namespace {
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) mlp_streamed(MlpBlockArgs args) {
+  DeviceBlock<Config::kWarps> block;
+  mlp_block_streamed<Config>(block, args);
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) mlp_resident(MlpBlockArgs args) {
+  DeviceBlock<Config::kWarps> block;
+  mlp_block_resident<Config>(block, args);
+}
+
+// Two tiles of rows per warp halve the reads of weights from shared memory, as long as sums and
+// tokens of both fit into a thread's 255 registers. Above 256 channels those of one tile do not,
+// and the library's products, which are bound by arithmetic there, are as good.
+template <class scalar_t, int C>
+using Streamed = MlpBlockConfig<scalar_t, C, /*kTiles=*/C <= 128 ? 2 : 1, /*kWarps=*/8,
+                                /*kHidden=*/C <= 64 ? 64 : 32, /*kSlots=*/C <= 160 ? 3 : 2>;
+
+// Up to 64 channels all weights fit into the shared memory of some devices.
+template <class scalar_t, int C>
+using Resident = MlpBlockConfig<scalar_t, C, /*kTiles=*/2, /*kWarps=*/8, /*kHidden=*/64,
+                                /*kSlots=*/1>;
+
+template <class scalar_t, int C>
+void run(const Device& device, const MlpBlockArgs& args) {
+  if constexpr (C <= 64) {
+    using Config = Resident<scalar_t, C>;
+    const int64_t shared = int64_t{args.hidden} / Config::kHidden * Config::kSlotBytes;
+    const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows;
+    if (shared <= device.shared_limit() && blocks >= device.multiprocessors()) {
+      return launch<mlp_resident<Config>>(device, device.multiprocessors(), Config::kWarps * kLanes,
+                                          static_cast<int>(shared), args);
+    }
+  }
+  using Config = Streamed<scalar_t, C>;
+  launch<mlp_streamed<Config>>(device, (args.rows + Config::kRows - 1) / Config::kRows,
+                               Config::kWarps * kLanes, Config::kSlots * Config::kSlotBytes, args);
+}
+
+// Calls run<scalar_t, C> if there is a kernel for so many channels.
+template <class scalar_t>
+bool dispatch_channels(const Device& device, int64_t C, const MlpBlockArgs& args) {
+  switch (C) {
+    case 32:
+      return run<scalar_t, 32>(device, args), true;
+    case 64:
+      return run<scalar_t, 64>(device, args), true;
+    case 128:
+      return run<scalar_t, 128>(device, args), true;
+    case 160:
+      return run<scalar_t, 160>(device, args), true;
+    case 256:
+      return run<scalar_t, 256>(device, args), true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void mlp_block_cuda(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                    const Tensor& fc1_weight, const Tensor& fc1_bias, const Tensor& fc2_weight,
+                    const Tensor& fc2_bias) {
+  const MlpShape s =
+      check_mlp_block(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
+  if (s.rows == 0) {
+    return;
+  }
+  const Device device("mlp_block_", x);
+  bool done = false;
+  if (have_packed_kernel(device, x, {fc1_weight, fc2_weight}) && is_aligned(x) &&
+      s.hidden % 64 == 0 && s.hidden <= INT32_MAX) {
+    const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
+    const Weight fc1(fc1_weight), fc2(fc2_weight);
+    const MlpBlockArgs args{x.mutable_data_ptr(),
+                            s.rows,
+                            norm_w.data(),
+                            norm_b.data(),
+                            static_cast<float>(eps),
+                            fc1.data(),
+                            fc1_b.data(),
+                            fc2.data(),
+                            fc2_b.data(),
+                            static_cast<int>(s.hidden)};
+    dispatch_16_bit(x.scalar_type(), [&](auto type) {
+      done = dispatch_channels<decltype(type)>(device, s.C, args);
+    });
+  }
+  if (!done) {
+    mlp_block_aten(x, norm_weight, norm_bias, eps, fc1_weight, fc1_bias, fc2_weight, fc2_bias);
+  }
+}
+
+}  // namespace pvt::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(pvt, CUDA, m) {
+  m.impl("mlp_block_", TORCH_BOX(&pvt::cuda::mlp_block_cuda));
+}
