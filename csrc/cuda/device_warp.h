@@ -117,6 +117,21 @@ struct DeviceWarp {
     const uint4 v = *reinterpret_cast<const uint4*>(base + offset);
     return {v.x, v.y, v.z, v.w};
   }
+  static PVT_DEVICE void store_shared(char* base, Index offset, const Vector& v) {
+    *reinterpret_cast<uint4*>(base + offset) =
+        make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  }
+  // Four 8 x 8 matrices of 16-bit numbers, transposed: lane 8 m + r says where row r of matrix m
+  // lies, and lane 4 g + t gets column g of its rows 2 t and 2 t + 1 as word m.
+  static PVT_DEVICE Vector load_shared_transposed(const char* base, Index offset) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(base + offset));
+    Vector v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"(address)
+                 : "memory");
+    return v;
+  }
   // Four floats per lane, from shared or global memory.
   static PVT_DEVICE void load_floats(const float* base, Index index, Float (&out)[4]) {
     const float4 v = *reinterpret_cast<const float4*>(base + index);

@@ -2,8 +2,8 @@
 // registers from the first load to the last store; the hidden layer is never in memory.
 #pragma once
 
+#include "cuda/chunks.h"
 #include "cuda/gelu.h"
-#include "cuda/ring.h"
 #include "cuda/tokens.h"
 
 namespace pvt::cuda {
@@ -109,40 +109,34 @@ class MlpRows {
   Strip<Warp> sums_[kStrips][kTiles];
 };
 
-// A block has kRows tokens; weights pass by.
+// A block takes kRows tokens, and weights pass by.
 template <class Config, class Block>
-PVT_DEVICE void mlp_block_streamed(Block& block, const MlpBlockArgs& args) {
+PVT_DEVICE void mlp_block(Block& block, const MlpBlockArgs& args) {
+  const int count = args.hidden / Config::kHidden;
   const auto copy = [&](int chunk, char* slot) { copy_hidden<Config>(block, args, chunk, slot); };
-  Ring<Config::kSlots, Config::kSlotBytes, Block, decltype(copy)> ring(
-      block, block.shared(), args.hidden / Config::kHidden, copy);
-  ring.start();
-  MlpRows<Config, typename Block::Warp> rows(
-      args, (block.index() * Config::kWarps + block.warp()) * (Config::kTiles * kTile));
+  PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy)> chunks(block, count,
+                                                                                  copy);
+  const int64_t tile = block.index() * Config::kWarps + block.warp();
+  MlpRows<Config, typename Block::Warp> rows(args, tile * (Config::kTiles * kTile));
   rows.load();
-  ring.run([&](int, const char* slot) { rows.add_hidden(slot); });
+  PVT_NO_UNROLL for (int chunk = 0; chunk < count; ++chunk) rows.add_hidden(chunks.next());
   rows.store();
 }
 
-// All weights stay in shared memory, and tokens pass by: after the first wait warps go their own
-// ways.
+// All weights stay with a block, and tokens pass by: its warps go their own ways. For hidden of at
+// most kSlots * kHidden.
 template <class Config, class Block>
-PVT_DEVICE void mlp_block_resident(Block& block, const MlpBlockArgs& args) {
-  const int chunks = args.hidden / Config::kHidden;
-  PVT_NO_UNROLL for (int chunk = 0; chunk < chunks; ++chunk) {
-    copy_hidden<Config>(block, args, chunk, block.shared() + chunk * Config::kSlotBytes);
-  }
-  block.commit();
-  block.template wait<0>();
-  block.sync();
+PVT_DEVICE void mlp_block_staying(Block& block, const MlpBlockArgs& args) {
+  const int count = args.hidden / Config::kHidden;
+  const auto copy = [&](int chunk, char* slot) { copy_hidden<Config>(block, args, chunk, slot); };
+  StayingChunks<Config::kSlotBytes, Block, decltype(copy)> chunks(block, count, copy);
   constexpr int64_t kRows = Config::kTiles * kTile;  // of a warp
-  const int64_t step = block.count() * (Config::kWarps * kRows);
-  int64_t first = (block.index() * Config::kWarps + block.warp()) * kRows;
-  PVT_NO_UNROLL for (; first < args.rows; first += step) {
-    MlpRows<Config, typename Block::Warp> rows(args, first);
+  const int64_t tiles = (args.rows + kRows - 1) / kRows;
+  int64_t tile = block.index() * Config::kWarps + block.warp();
+  PVT_NO_UNROLL for (; tile < tiles; tile += block.count() * Config::kWarps) {
+    MlpRows<Config, typename Block::Warp> rows(args, tile * kRows);
     rows.load();
-    PVT_NO_UNROLL for (int chunk = 0; chunk < chunks; ++chunk) {
-      rows.add_hidden(block.shared() + chunk * Config::kSlotBytes);
-    }
+    PVT_NO_UNROLL for (int chunk = 0; chunk < count; ++chunk) rows.add_hidden(chunks.next());
     rows.store();
   }
 }

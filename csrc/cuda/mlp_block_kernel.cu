@@ -10,43 +10,46 @@ namespace pvt::cuda {
 namespace {
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) mlp_streamed(MlpBlockArgs args) {
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) mlp_block_kernel(MlpBlockArgs args) {
   DeviceBlock<Config::kWarps> block;
-  mlp_block_streamed<Config>(block, args);
+  mlp_block<Config>(block, args);
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) mlp_resident(MlpBlockArgs args) {
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
+    mlp_block_staying_kernel(MlpBlockArgs args) {
   DeviceBlock<Config::kWarps> block;
-  mlp_block_resident<Config>(block, args);
+  mlp_block_staying<Config>(block, args);
 }
 
 // Two tiles of rows per warp halve the reads of weights from shared memory, as long as sums and
 // tokens of both fit into a thread's 255 registers. Above 256 channels those of one tile do not,
 // and the library's products, which are bound by arithmetic there, are as good.
 template <class scalar_t, int C>
-using Streamed = MlpBlockConfig<scalar_t, C, /*kTiles=*/C <= 128 ? 2 : 1, /*kWarps=*/8,
-                                /*kHidden=*/C <= 64 ? 64 : 32, /*kSlots=*/C <= 160 ? 3 : 2>;
+using Passing = MlpBlockConfig<scalar_t, C, /*kTiles=*/C <= 128 ? 2 : 1, /*kWarps=*/8,
+                               /*kHidden=*/C <= 64 ? 64 : 32, /*kSlots=*/C <= 160 ? 3 : 2>;
 
-// Up to 64 channels all weights fit into the shared memory of some devices.
+// Up to 64 channels the weights of 512 hidden ones fit into the shared memory of some devices.
 template <class scalar_t, int C>
-using Resident = MlpBlockConfig<scalar_t, C, /*kTiles=*/2, /*kWarps=*/8, /*kHidden=*/64,
-                                /*kSlots=*/1>;
+using Staying = MlpBlockConfig<scalar_t, C, /*kTiles=*/2, /*kWarps=*/8, /*kHidden=*/64,
+                               /*kSlots=*/8>;
 
 template <class scalar_t, int C>
 void run(const Device& device, const MlpBlockArgs& args) {
+  using Config = Passing<scalar_t, C>;
+  constexpr int kThreads = Config::kWarps * kLanes;
+  const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows;
   if constexpr (C <= 64) {
-    using Config = Resident<scalar_t, C>;
-    const int64_t shared = int64_t{args.hidden} / Config::kHidden * Config::kSlotBytes;
-    const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows;
-    if (shared <= device.shared_limit() && blocks >= device.multiprocessors()) {
-      return launch<mlp_resident<Config>>(device, device.multiprocessors(), Config::kWarps * kLanes,
-                                          static_cast<int>(shared), args);
+    using Config = Staying<scalar_t, C>;
+    constexpr int kShared = Config::kSlots * Config::kSlotBytes;
+    const int64_t at_once = device.multiprocessors();
+    if (args.hidden <= Config::kSlots * Config::kHidden && kShared <= device.shared_limit() &&
+        blocks > at_once) {
+      return launch<mlp_block_staying_kernel<Config>>(device, at_once, kThreads, kShared, args);
     }
   }
-  using Config = Streamed<scalar_t, C>;
-  launch<mlp_streamed<Config>>(device, (args.rows + Config::kRows - 1) / Config::kRows,
-                               Config::kWarps * kLanes, Config::kSlots * Config::kSlotBytes, args);
+  launch<mlp_block_kernel<Config>>(device, blocks, kThreads, Config::kSlots * Config::kSlotBytes,
+                                   args);
 }
 
 // Calls run<scalar_t, C> if there is a kernel for so many channels.

@@ -13,6 +13,13 @@ inline bool is_aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kVector == 0;
 }
 
+// Whether every row of a tensor of 16-bit numbers [B, N, C] can be read 16 bytes at a time.
+inline bool has_vector_rows(const Tensor& tensor) {
+  constexpr int64_t kNumbers = kVector / 2;
+  return is_aligned(tensor) && tensor.stride(2) == 1 && tensor.stride(1) % kNumbers == 0 &&
+         tensor.stride(0) % kNumbers == 0 && tensor.size(2) % kNumbers == 0;
+}
+
 // Contiguous and aligned; a copy if need be.
 inline Tensor dense(const Tensor& tensor) {
   const Tensor rows = torch::stable::contiguous(tensor);

@@ -21,6 +21,28 @@ struct Operand {
   PVT_DEVICE typename Warp::Word& pair(int half, int i) { return step[i / 2][half + 2 * (i % 2)]; }
 };
 
+// Operands in shared memory, so that they take no registers: 512 bytes each way of a step.
+template <class Warp>
+PVT_DEVICE void store_operand(char* to, Operand<Warp>& operand) {
+  PVT_UNROLL for (int step = 0; step < 2; ++step) {
+    typename Warp::Vector v;
+    PVT_UNROLL for (int i = 0; i < 4; ++i) v.word[i] = operand.step[step][i];
+    Warp::store_shared(to + step * kLanes * kVector, Warp::lane() * kVector, v);
+  }
+}
+
+template <class Warp>
+PVT_DEVICE Operand<Warp> load_operand(const char* from) {
+  Operand<Warp> operand;
+  PVT_UNROLL for (int step = 0; step < 2; ++step) {
+    const auto v = Warp::load_shared(from + step * kLanes * kVector, Warp::lane() * kVector);
+    PVT_UNROLL for (int i = 0; i < 4; ++i) operand.step[step][i] = v.word[i];
+  }
+  return operand;
+}
+
+constexpr int kOperandBytes = 2 * kLanes * kVector;
+
 // 32 columns of 16 rows as float32 sums: the results of four mma.m16n8k16 side by side.
 template <class Warp>
 struct Strip {
@@ -82,20 +104,26 @@ PVT_DEVICE Int place(const Int& lane, int columns) {
   return lane ^ (2 * columns);
 }
 
-// Starts the copy of squares [kStrips][kSteps] of packed weights.
+// The channels that a lane holds of 32 inputs. Those of tokens, and of sums in a Strip, are next to
+// each other. mma.m16n8k16 itself gives a lane channels 2 t and 2 t + 1 of every eight.
+enum class Inputs { kAdjacent, kSpread };
+
+// Starts the copy of squares [kStrips][kSteps] of packed weights, for operands that hold kInputs.
 //   from: the first input of the first panel, panels panel_bytes apart
 //
 // What a thread copies lies at the same place in every square, or the part of it that the block
 // copies at a time: so there is next to no arithmetic, which would take slots from the products.
-template <int kStrips, int kSteps, class Block>
+template <int kStrips, int kSteps, Inputs kInputs = Inputs::kAdjacent, class Block>
 PVT_DEVICE void copy_squares(Block& block, char* to, const char* from, int64_t panel_bytes) {
   constexpr int kThreads = Block::kThreads;
   static_assert(kThreads >= 128 && kThreads <= kSquareWords && kSquareWords % kThreads == 0,
                 "a square is whole copies of the block");
-  // Bits of a word's number: 0-2 column, 3 word of a register pair, 4-5 t, 6 panel, 7 column, 8
-  // step.
+  // Bits of a word's number: 0-2 column, 3 half of the inputs of a step, 4-5 t, 6 panel, 7 column,
+  // 8 step.
   const auto source = [&](int word) {
-    const int pair = (word >> 4 & 3) * 4 + (word >> 8 & 1) * 2 + (word >> 3 & 1);
+    const int t = word >> 4 & 3, step = word >> 8 & 1, half = word >> 3 & 1;
+    const int pair =
+        kInputs == Inputs::kAdjacent ? 4 * t + 2 * step + half : 8 * step + 4 * half + t;
     const int column = (word & 7) + (word >> 7 & 1) * 8;
     return (word >> 6 & 1) * panel_bytes + pair * kPanelLine + column * 4;
   };

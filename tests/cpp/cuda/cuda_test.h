@@ -22,12 +22,7 @@ std::vector<double> random_numbers(int64_t count, unsigned seed, double size = 1
   return numbers;
 }
 
-// On 16-byte boundaries, as tensors are.
-template <class scalar_t>
-struct alignas(16) Vector16 {
-  uint16_t bits[8];
-};
-
+// Those numbers as scalar_t, on a 16-byte boundary as tensors are.
 template <class scalar_t>
 class Bits {
  public:
@@ -41,7 +36,10 @@ class Bits {
   double operator[](int64_t i) const { return from_bits<scalar_t>(vectors_[i / 8].bits[i % 8]); }
 
  private:
-  std::vector<Vector16<scalar_t>> vectors_;
+  struct alignas(16) Vector {
+    uint16_t bits[8];
+  };
+  std::vector<Vector> vectors_;
 };
 
 // weight [rows, columns] in panels (pvt_ext/packing.py): [rows / 16, columns / 2, 16, 2].
@@ -57,9 +55,22 @@ Bits<scalar_t> packed(const std::vector<double>& weight, int64_t rows, int64_t c
   return Bits<scalar_t>(panels);
 }
 
-inline std::vector<float> floats(const std::vector<double>& numbers) {
-  return std::vector<float>(numbers.begin(), numbers.end());
-}
+// float32 on a 16-byte boundary.
+class Floats {
+ public:
+  explicit Floats(const std::vector<double>& numbers) : vectors_((numbers.size() + 3) / 4) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      vectors_[i / 4].value[i % 4] = static_cast<float>(numbers[i]);
+    }
+  }
+  const float* data() const { return vectors_.front().value; }
+
+ private:
+  struct alignas(16) Vector {
+    float value[4];
+  };
+  std::vector<Vector> vectors_;
+};
 
 // ---- float64 references ----
 
@@ -93,22 +104,35 @@ inline double exact_gelu(double x) {
   return x / 2 * std::erfc(-x / std::sqrt(2.0));
 }
 
-// Root of the mean square of the error, relative to that of what was added to x. NaN if any is.
-class Error {
- public:
-  void add(double result, double expected, double size) {
-    error_ += (result - expected) * (result - expected);
-    size_ += size * size;
+// What a tensor's values become when they are written to memory: an operator made of several rounds
+// between its parts.
+template <class scalar_t>
+struct Rounded {
+  std::vector<double> operator()(std::vector<double> values) const {
+    for (double& v : values)
+      v = from_bits<scalar_t>(to_bits<scalar_t>(static_cast<float>(v)));
+    return values;
   }
-  double relative() const { return std::sqrt(error_ / size_); }
-
- private:
-  double error_ = 0, size_ = 0;
+};
+struct Exact {
+  std::vector<double> operator()(std::vector<double> values) const { return values; }
 };
 
-// Bounds of it: four units in the last place of scalar_t, spread evenly, or so. A value in a wrong
-// place gives a tenth or more.
-template <class scalar_t>
-constexpr double kBound = std::is_same_v<scalar_t, BFloat16> ? 8e-3 : 1e-3;
+// The error of a fused operator beside that of its parts, one after the other in scalar_t: root of
+// the mean square, against float64.
+class Errors {
+ public:
+  void add(double fused, double parts, double expected) {
+    fused_ += (fused - expected) * (fused - expected);
+    parts_ += (parts - expected) * (parts - expected);
+  }
+  // At most 1; NaN if any result is.
+  double ratio() const { return std::sqrt(fused_ / parts_); }
+
+ private:
+  double fused_ = 0, parts_ = 0;
+};
+
+constexpr double kMaxErrorRatio = 1.1;
 
 }  // namespace pvt::cuda

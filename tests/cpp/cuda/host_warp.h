@@ -230,14 +230,35 @@ struct HostWarp {
       }
     }
   }
-  static Vector load_shared(const char* base, const Index& offset) {
+  static void count_vector_conflicts(const char* base, const Index& offset) {
     for (int first = 0; first < kLanes; first += 8) {  // eight lanes to a transaction
       std::array<const char*, 8> addresses;
       for (int l = 0; l < 8; ++l)
         addresses[l] = base + offset[first + l];
       count_bank_conflicts(addresses, kVector);
     }
+  }
+  static Vector load_shared(const char* base, const Index& offset) {
+    count_vector_conflicts(base, offset);
     return load(base, offset, Mask(true));
+  }
+  static void store_shared(char* base, const Index& offset, const Vector& v) {
+    count_vector_conflicts(base, offset);
+    store(base, offset, v, Mask(true));
+  }
+  static Vector load_shared_transposed(const char* base, const Index& offset) {
+    const Vector rows = load_shared(base, offset);  // of lane 8 m + r: row r of matrix m
+    Vector result;
+    for (int l = 0; l < kLanes; ++l) {
+      const int g = l / 4, t = l % 4;
+      const auto number = [&](int m, int row) {
+        return rows.word[g / 2][8 * m + row] >> (g % 2 * 16) & 0xffff;
+      };
+      for (int m = 0; m < 4; ++m) {
+        result.word[m][l] = number(m, 2 * t) | number(m, 2 * t + 1) << 16;
+      }
+    }
+    return result;
   }
   static void load_floats(const float* base, const Index& index, Float (&out)[4]) {
     for (int l = 0; l < kLanes; ++l) {
