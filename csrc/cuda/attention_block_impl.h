@@ -102,16 +102,15 @@ class AttentionRows {
         x_(static_cast<char*>(args.x) + image * args.N * int64_t{2 * Config::C}),
         rows_{first, args.N},
         parked_(parked) {
-    Operand<Warp> tokens[Config::kStrips][1];
-    rows_.template load_normalised<scalar_t>(x_, args.norm_weight, args.norm_bias, args.eps,
-                                             tokens);
-    PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) {
-      if constexpr (Config::kParked) {
-        store_operand<Warp>(parked_ + s * kOperandBytes, tokens[s][0]);
-      } else {
-        tokens_[s][0] = tokens[s][0];
-      }
-    }
+    each_normalised<scalar_t, Config::kStrips, Warp, 1>(
+        x_, rows_, args.norm_weight, args.norm_bias, args.eps,
+        [&](int s, Operand<Warp>(&token)[1]) {
+          if constexpr (Config::kParked) {
+            store_operand<Warp>(parked_ + s * kOperandBytes, token[0]);
+          } else {
+            tokens_[s][0] = token[0];
+          }
+        });
   }
 
   // The queries of a head, times the scale.
@@ -154,7 +153,7 @@ class AttentionRows {
       }
     }
     PVT_UNROLL for (int s = 0; s < kHeadStrips; ++s) {
-      rows_.template store_sum<scalar_t>(x_, x_, columns * kHeadStrips + s, sums[s]);
+      add_strip<scalar_t>(x_, rows_, columns * kHeadStrips + s, sums[s]);
     }
   }
 
@@ -176,7 +175,7 @@ class AttentionRows {
 
   const AttentionBlockArgs& args_;
   char* x_;
-  TokenRows<Warp, Config::C, 1> rows_;
+  AdjacentRows<Warp, Config::C> rows_;
   SquareReader<Warp> reader_;
   char* parked_;
   Operand<Warp> tokens_[Config::kParked ? 1 : Config::kStrips][1];

@@ -99,6 +99,9 @@ struct DeviceWarp {
 
   // ---- memory; offsets are in bytes ----
 
+  // What was loaded before is loaded again, rather than kept in registers.
+  static PVT_DEVICE void forget_loads() { asm volatile("" ::: "memory"); }
+
   // 16 bytes per lane; zeros where the mask is off.
   static PVT_DEVICE Vector load(const void* base, Offset offset, Mask mask) {
     uint4 v = make_uint4(0, 0, 0, 0);
@@ -132,10 +135,20 @@ struct DeviceWarp {
                  : "memory");
     return v;
   }
-  // Four floats per lane, from shared or global memory.
-  static PVT_DEVICE void load_floats(const float* base, Index index, Float (&out)[4]) {
-    const float4 v = *reinterpret_cast<const float4*>(base + index);
+  // Four floats per lane, from shared or global memory; zeros where the mask is off.
+  template <class Offset_>
+  static PVT_DEVICE void load_floats(const float* base, Offset_ index, Float (&out)[4],
+                                     Mask mask = true) {
+    float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (mask) {
+      v = *reinterpret_cast<const float4*>(base + index);
+    }
     out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+  }
+  static PVT_DEVICE void store_floats(float* base, Offset index, const Float (&v)[4], Mask mask) {
+    if (mask) {
+      *reinterpret_cast<float4*>(base + index) = make_float4(v[0], v[1], v[2], v[3]);
+    }
   }
 };
 

@@ -59,8 +59,11 @@ class MlpRows {
       : args_(args), rows_{first, args.rows} {}
 
   PVT_DEVICE void load() {
-    rows_.template load_normalised<scalar_t>(args_.x, args_.norm_weight, args_.norm_bias, args_.eps,
-                                             tokens_);
+    each_normalised<scalar_t, kStrips, Warp, kTiles>(
+        args_.x, rows_, args_.norm_weight, args_.norm_bias, args_.eps,
+        [&](int s, Operand<Warp>(&tokens)[kTiles]) {
+          PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) tokens_[s][tile] = tokens[tile];
+        });
     PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
       const Strip<Warp> bias = bias_strip<Warp>(args_.fc2_bias + s * kStrip);
       PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) sums_[s][tile] = bias;
@@ -97,13 +100,13 @@ class MlpRows {
 
   PVT_DEVICE void store() {
     PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      rows_.template store_sum<scalar_t>(args_.x, args_.x, s, sums_[s]);
+      add_strip<scalar_t>(args_.x, rows_, s, sums_[s]);
     }
   }
 
  private:
   const MlpBlockArgs& args_;
-  TokenRows<Warp, Config::C, kTiles> rows_;
+  AdjacentRows<Warp, Config::C> rows_;
   SquareReader<Warp> reader_;
   Operand<Warp> tokens_[kStrips][kTiles];
   Strip<Warp> sums_[kStrips][kTiles];

@@ -74,6 +74,13 @@ PVT_DEVICE Strip<Warp> bias_strip(const float* bias) {
   return strip;
 }
 
+template <class Warp>
+PVT_DEVICE void set_zero(Strip<Warp>& strip) {
+  PVT_UNROLL for (int j = 0; j < 4; ++j) {
+    PVT_UNROLL for (int i = 0; i < 4; ++i) strip.sum[j][i] = typename Warp::Float(0.f);
+  }
+}
+
 // Sums as the operand of the next product.
 template <class scalar_t, class Warp>
 PVT_DEVICE void round(Strip<Warp>& strip, Operand<Warp>& operand) {

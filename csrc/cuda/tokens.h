@@ -12,15 +12,11 @@ PVT_DEVICE typename Warp::Float sum_of_row(typename Warp::Float value) {
   return value + Warp::exchange(value, 2);
 }
 
-// kTiles * 16 consecutive rows of x [rows, C], from `first` on; rows beyond the last are zeros when
-// read and are not written.
-template <class Warp, int C, int kTiles>
-struct TokenRows {
+// Rows of 16-bit numbers that follow each other, kTile to a tile. Rows beyond the last are zeros
+// when read and are not written.
+template <class Warp, int C>
+struct AdjacentRows {
   static_assert(C % kStrip == 0, "a lane has whole 16-byte vectors");
-  using Float = typename Warp::Float;
-  static constexpr int kStrips = C / kStrip;
-  static constexpr int kRows = kTiles * kTile;
-
   int64_t first, rows;
 
   // Byte of the lane's first channel in row g + 8 half of a tile.
@@ -31,74 +27,144 @@ struct TokenRows {
   PVT_DEVICE typename Warp::Mask valid(int tile, int half) const {
     return first + tile * kTile + 8 * half + (Warp::lane() >> 2) < rows;
   }
+};
 
-  // LayerNorm of every row, as operands [kStrips][kTiles]. Mean and variance in float32, the
-  // variance from what is left of the mean.
-  template <class scalar_t>
-  PVT_DEVICE void load_normalised(const void* x, const float* weight, const float* bias, float eps,
-                                  Operand<Warp> (&operands)[kStrips][kTiles]) const {
-    Float mean[kTiles][2], scale[kTiles][2];
+// Channels [32 s, 32 s + 32) of the rows as they are. Rows: as AdjacentRows
+template <class Warp, int kTiles, class Rows>
+PVT_DEVICE void load_strip(const void* x, const Rows& rows, int s,
+                           Operand<Warp> (&operands)[kTiles]) {
+  PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      const auto v =
+          Warp::load(x, rows.offset(tile, half) + s * 2 * kStrip, rows.valid(tile, half));
+      PVT_UNROLL for (int i = 0; i < 4; ++i) operands[tile].pair(half, i) = v.word[i];
+    }
+  }
+}
+
+template <class Warp, int kStrips, int kTiles, class Rows>
+PVT_DEVICE void load_rows(const void* x, const Rows& rows,
+                          Operand<Warp> (&operands)[kStrips][kTiles]) {
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) load_strip(x, rows, s, operands[s]);
+}
+
+// The LayerNorm of rows. Mean and variance in float32, the variance from what is left of the mean.
+template <class scalar_t, class Warp, int kTiles>
+class RowNorm {
+ public:
+  using Float = typename Warp::Float;
+
+  template <int kStrips>
+  PVT_DEVICE RowNorm(Operand<Warp> (&rows)[kStrips][kTiles], float eps) {
+    constexpr float kShare = 1.f / (kStrips * kStrip);
     PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
       PVT_UNROLL for (int half = 0; half < 2; ++half) {
         Float sum = Float(0.f), squares = Float(0.f);
         PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-          const auto v = Warp::load(x, offset(tile, half) + s * 2 * kStrip, valid(tile, half));
           PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            operands[s][tile].pair(half, i) = v.word[i];  // as they are, for now
-            sum = sum + (Warp::template low<scalar_t>(v.word[i]) +
-                         Warp::template high<scalar_t>(v.word[i]));
+            const auto word = rows[s][tile].pair(half, i);
+            sum = sum + (Warp::template low<scalar_t>(word) + Warp::template high<scalar_t>(word));
           }
         }
-        const Float m = sum_of_row<Warp>(sum) * Float(1.f / C);
+        const Float m = sum_of_row<Warp>(sum) * Float(kShare);
         PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
           PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            const auto word = operands[s][tile].pair(half, i);
+            const auto word = rows[s][tile].pair(half, i);
             const Float low = Warp::template low<scalar_t>(word) - m;
             const Float high = Warp::template high<scalar_t>(word) - m;
             squares = Warp::fma(high, high, Warp::fma(low, low, squares));
           }
         }
-        mean[tile][half] = m;
-        scale[tile][half] =
-            Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(1.f / C), Float(eps)));
+        mean_[tile][half] = m;
+        scale_[tile][half] =
+            Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(kShare), Float(eps)));
       }
     }
-    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      Float w[8], b[8];
-      load_channels<Warp>(weight + s * kStrip, w);
-      load_channels<Warp>(bias + s * kStrip, b);
-      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        PVT_UNROLL for (int half = 0; half < 2; ++half) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            auto& word = operands[s][tile].pair(half, i);
-            const Float low =
-                (Warp::template low<scalar_t>(word) - mean[tile][half]) * scale[tile][half];
-            const Float high =
-                (Warp::template high<scalar_t>(word) - mean[tile][half]) * scale[tile][half];
-            word = Warp::template pack<scalar_t>(Warp::fma(low, w[2 * i], b[2 * i]),
-                                                 Warp::fma(high, w[2 * i + 1], b[2 * i + 1]));
-          }
+  }
+
+  // 32 channels of the rows, in place, with weight and bias of these.
+  PVT_DEVICE void apply(const float* weight, const float* bias,
+                        Operand<Warp> (&operands)[kTiles]) const {
+    Float w[8], b[8];
+    load_channels<Warp>(weight, w);
+    load_channels<Warp>(bias, b);
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        PVT_UNROLL for (int i = 0; i < 4; ++i) {
+          auto& word = operands[tile].pair(half, i);
+          const Float low =
+              (Warp::template low<scalar_t>(word) - mean_[tile][half]) * scale_[tile][half];
+          const Float high =
+              (Warp::template high<scalar_t>(word) - mean_[tile][half]) * scale_[tile][half];
+          word = Warp::template pack<scalar_t>(Warp::fma(low, w[2 * i], b[2 * i]),
+                                               Warp::fma(high, w[2 * i + 1], b[2 * i + 1]));
         }
       }
     }
   }
 
-  // y <- x + strips, columns [32 s, 32 s + 32) of every row; y may be x.
-  template <class scalar_t>
-  PVT_DEVICE void store_sum(const void* x, void* y, int s, Strip<Warp> (&strips)[kTiles]) const {
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        const auto at = offset(tile, half) + s * 2 * kStrip;
-        auto v = Warp::load(x, at, valid(tile, half));
-        PVT_UNROLL for (int i = 0; i < 4; ++i) {
-          v.word[i] = Warp::template pack<scalar_t>(
-              Warp::template low<scalar_t>(v.word[i]) + strips[tile].at(half, 2 * i),
-              Warp::template high<scalar_t>(v.word[i]) + strips[tile].at(half, 2 * i + 1));
-        }
-        Warp::store(y, at, v, valid(tile, half));
+ private:
+  Float mean_[kTiles][2], scale_[kTiles][2];
+};
+
+// LayerNorm of rows in place.
+template <class scalar_t, class Warp, int kStrips, int kTiles>
+PVT_DEVICE void normalise(const float* weight, const float* bias, float eps,
+                          Operand<Warp> (&operands)[kStrips][kTiles]) {
+  const RowNorm<scalar_t, Warp, kTiles> norm(operands, eps);
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+    norm.apply(weight + s * kStrip, bias + s * kStrip, operands[s]);
+  }
+}
+
+// The same of rows in memory, of which few are in registers at a time: use(s, operands) for every
+// 32 channels. They are read twice, the second time from the nearest cache.
+template <class scalar_t, int kStrips, class Warp, int kTiles, class Rows, class Use>
+PVT_DEVICE void each_normalised(const void* x, const Rows& rows, const float* weight,
+                                const float* bias, float eps, const Use& use) {
+  Operand<Warp> all[kStrips][kTiles];
+  load_rows(x, rows, all);
+  const RowNorm<scalar_t, Warp, kTiles> norm(all, eps);
+  Warp::forget_loads();
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+    Operand<Warp> operands[kTiles];
+    load_strip(x, rows, s, operands);
+    norm.apply(weight + s * kStrip, bias + s * kStrip, operands);
+    use(s, operands);
+  }
+}
+
+// y <- strips, columns [32 s, 32 s + 32) of every row.
+template <class scalar_t, class Warp, int kTiles, class Rows>
+PVT_DEVICE void store_strip(void* y, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+  PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      typename Warp::Vector v;
+      PVT_UNROLL for (int i = 0; i < 4; ++i) {
+        v.word[i] = Warp::template pack<scalar_t>(strips[tile].at(half, 2 * i),
+                                                  strips[tile].at(half, 2 * i + 1));
+      }
+      Warp::store(y, rows.offset(tile, half) + s * 2 * kStrip, v, rows.valid(tile, half));
+    }
+  }
+}
+
+// x <- x + strips
+template <class scalar_t, class Warp, int kTiles, class Rows>
+PVT_DEVICE void add_strip(void* x, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+  PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      const auto v =
+          Warp::load(x, rows.offset(tile, half) + s * 2 * kStrip, rows.valid(tile, half));
+      PVT_UNROLL for (int i = 0; i < 4; ++i) {
+        auto& low = strips[tile].at(half, 2 * i);
+        auto& high = strips[tile].at(half, 2 * i + 1);
+        low = Warp::template low<scalar_t>(v.word[i]) + low;
+        high = Warp::template high<scalar_t>(v.word[i]) + high;
       }
     }
   }
-};
+  store_strip<scalar_t>(x, rows, s, strips);
+}
 
 }  // namespace pvt::cuda

@@ -64,6 +64,7 @@ class Floats {
     }
   }
   const float* data() const { return vectors_.front().value; }
+  float* data() { return vectors_.front().value; }
 
  private:
   struct alignas(16) Vector {

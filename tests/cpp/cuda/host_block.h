@@ -144,9 +144,8 @@ template <int kWarps, class Kernel>
 int64_t launch_on_host(int64_t blocks, int64_t shared_bytes, unsigned seed, const Kernel& kernel) {
   int64_t conflicts = 0;
   for (int64_t index = 0; index < blocks; ++index) {
-    std::vector<std::array<char, 128>> lines((shared_bytes + 127) / 128);
-    char* const shared = lines.empty() ? nullptr : lines.front().data();
-    std::memset(shared, 0xff, lines.size() * 128);
+    std::vector<char> memory(shared_bytes, static_cast<char>(0xff));
+    char* const shared = memory.data();  // on a 16-byte boundary
     Turns turns(kWarps, seed + static_cast<unsigned>(index));
     std::array<std::exception_ptr, kWarps> errors;
     std::array<int64_t, kWarps> counts{};

@@ -205,6 +205,7 @@ struct HostWarp {
     }
   }
 
+  static void forget_loads() {}
   static Vector load(const void* base, const Offset& offset, const Mask& mask) {
     Vector result;
     for (int l = 0; l < kLanes; ++l) {
@@ -260,11 +261,23 @@ struct HostWarp {
     }
     return result;
   }
-  static void load_floats(const float* base, const Index& index, Float (&out)[4]) {
+  static void load_floats(const float* base, const Offset& index, Float (&out)[4],
+                          const Mask& mask = true) {
     for (int l = 0; l < kLanes; ++l) {
+      if (mask[l])
+        check_aligned(base + index[l], kVector);
+      for (int i = 0; i < 4; ++i)
+        out[i][l] = mask[l] ? base[index[l] + i] : 0.f;
+    }
+  }
+  static void store_floats(float* base, const Offset& index, const Float (&v)[4],
+                           const Mask& mask) {
+    for (int l = 0; l < kLanes; ++l) {
+      if (!mask[l])
+        continue;
       check_aligned(base + index[l], kVector);
       for (int i = 0; i < 4; ++i)
-        out[i][l] = base[index[l] + i];
+        base[index[l] + i] = v[i][l];
     }
   }
 };

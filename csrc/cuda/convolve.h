@@ -1,0 +1,35 @@
+// Launches convolve() for one number of input channels.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "cuda/convolve_impl.h"
+#include "cuda/device_block.h"
+#include "cuda/share.h"
+
+namespace pvt::cuda {
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) convolve_kernel(ConvolveArgs args) {
+  DeviceBlock<Config::kWarps> block;
+  convolve<Config>(block, args);
+}
+
+// Returns the sums, [args.splits, rows, C_out], and sets args.splits. kStrips: of 32 columns that a
+// block has, a divisor of those of C_out.
+template <class scalar_t, int C, int kStrips, bool kNorm>
+Tensor run_convolution(const Device& device, const Tensor& like, ConvolveArgs& args) {
+  using Config = ConvolveConfig<scalar_t, C, kStrips, kNorm, /*kWarps=*/4,
+                                /*kDepth=*/C % 64 == 0 ? 64 : 32, /*kSlots=*/3>;
+  const int64_t blocks =
+      (args.rows + Config::kRows - 1) / Config::kRows * (args.C_out / Config::kColumns);
+  args.splits = parts_of(device, blocks, args.kernel_size * args.kernel_size);
+  const Tensor sums =
+      torch::stable::new_empty(like, {args.splits, args.rows, args.C_out}, ScalarType::Float);
+  args.sums = static_cast<float*>(sums.mutable_data_ptr());
+  launch<convolve_kernel<Config>>(device, blocks * args.splits, Config::kWarps * kLanes,
+                                  Config::kSharedBytes, args);
+  return sums;
+}
+
+}  // namespace pvt::cuda

@@ -1,0 +1,128 @@
+// reduce_kv on CUDA: which tokens have kernels, and their launch. On a smaller grid there are two:
+// the convolution of normalised tokens, and keys and values of what it leaves.
+#include <torch/csrc/stable/library.h>
+
+#include "aten/kernels.h"
+#include "cuda/convolve.h"
+#include "cuda/linear_impl.h"
+#include "cuda/packed.h"
+
+namespace pvt::cuda {
+namespace {
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) linear_kernel(LinearArgs args) {
+  DeviceBlock<Config::kWarps> block;
+  linear<Config>(block, args);
+}
+
+template <class scalar_t, int C, Source kSource>
+void run_linear(const Device& device, LinearArgs args) {
+  constexpr int kDepth = C == 320 ? 160 : C > 160 ? 128 : C;
+  using Config =
+      LinearConfig<scalar_t, C, kSource, /*kWarps=*/4, kDepth, /*kSlots=*/C <= 128 ? 3 : 2>;
+  const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
+  const int groups = args.columns / Config::kColumns;
+  const int parts = parts_of(device, tiles, groups);
+  args.block_columns = (groups + parts - 1) / parts * Config::kColumns;
+  const int64_t blocks = tiles * ((args.columns + args.block_columns - 1) / args.block_columns);
+  launch<linear_kernel<Config>>(device, blocks, Config::kWarps * kLanes, Config::kSharedBytes,
+                                args);
+}
+
+template <class scalar_t, int C, int kStrips>
+void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convolution,
+                   LinearArgs args) {
+  const Tensor sums = run_convolution<scalar_t, C, kStrips, true>(device, x, convolution);
+  args.x = sums.const_data_ptr();
+  args.splits = convolution.splits;
+  run_linear<scalar_t, C, Source::kSums>(device, args);
+}
+
+// Runs kernels if there are some for so many channels.
+template <class scalar_t>
+bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, bool reduces,
+                       const ConvolveArgs& convolution, const LinearArgs& args) {
+  switch (reduces ? C : -C) {
+    case 32:
+      return run_reduction<scalar_t, 32, 1>(device, x, convolution, args), true;
+    case 64:
+      return run_reduction<scalar_t, 64, 2>(device, x, convolution, args), true;
+    case 128:
+      return run_reduction<scalar_t, 128, 4>(device, x, convolution, args), true;
+    case 160:
+      return run_reduction<scalar_t, 160, 5>(device, x, convolution, args), true;
+    case 320:
+      return run_reduction<scalar_t, 320, 5>(device, x, convolution, args), true;
+    case -256:
+      return run_linear<scalar_t, 256, Source::kTokens>(device, args), true;
+    case -512:
+      return run_linear<scalar_t, 512, Source::kTokens>(device, args), true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+Tensor reduce_kv_cuda(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_weight,
+                      const Tensor& norm_bias, double eps, const std::optional<Tensor>& sr_weight,
+                      const std::optional<Tensor>& sr_bias,
+                      const std::optional<Tensor>& sr_norm_weight,
+                      const std::optional<Tensor>& sr_norm_bias, double sr_eps,
+                      const Tensor& kv_weight, const Tensor& kv_bias, int64_t sr_ratio) {
+  const ReductionShape s =
+      check_reduce_kv(x, H, W, norm_weight, norm_bias, sr_weight, sr_bias, sr_norm_weight,
+                      sr_norm_bias, kv_weight, kv_bias, sr_ratio);
+  const Device device("reduce_kv", x);
+  const bool reduces = sr_weight.has_value();
+  if (have_packed_kernel(device, x, {kv_weight, sr_weight.value_or(kv_weight)}) &&
+      s.H <= INT32_MAX && s.W <= INT32_MAX) {
+    Tensor out = torch::stable::new_empty(x, {s.B, s.kv_len(), 2 * s.C});
+    if (s.B * s.kv_len() == 0) {
+      return out;
+    }
+    const Tensor tokens = dense(x);
+    const Vector norm_w(norm_weight), norm_b(norm_bias), kv_b(kv_bias);
+    const Vector sr_b(sr_bias.value_or(kv_bias)), sr_norm_w(sr_norm_weight.value_or(norm_weight)),
+        sr_norm_b(sr_norm_bias.value_or(norm_bias));
+    const Weight kv(kv_weight), sr(sr_weight.value_or(kv_weight));
+    ConvolveArgs convolution{};
+    convolution.x = tokens.const_data_ptr();
+    convolution.image_bytes = s.H * s.W * s.C * 2;
+    convolution.row_bytes = s.W * s.C * 2, convolution.column_bytes = s.C * 2;
+    convolution.H = static_cast<int>(s.H), convolution.W = static_cast<int>(s.W);
+    convolution.kernel_size = convolution.stride = static_cast<int>(s.sr_ratio);
+    convolution.norm_weight = norm_w.data(), convolution.norm_bias = norm_b.data();
+    convolution.eps = static_cast<float>(eps);
+    convolution.weight = sr.data();
+    convolution.rows = s.B * s.kv_len();
+    convolution.out_H = static_cast<int>(s.out_H()),
+    convolution.out_W = static_cast<int>(s.out_W());
+    convolution.C_out = static_cast<int>(s.C);
+    LinearArgs args{};
+    args.x = tokens.const_data_ptr();
+    args.rows = s.B * s.kv_len();
+    args.sums_bias = sr_b.data();
+    args.norm_weight = reduces ? sr_norm_w.data() : norm_w.data();
+    args.norm_bias = reduces ? sr_norm_b.data() : norm_b.data();
+    args.eps = static_cast<float>(reduces ? sr_eps : eps);
+    args.weight = kv.data(), args.bias = kv_b.data();
+    args.out = out.mutable_data_ptr(), args.columns = static_cast<int>(2 * s.C);
+    bool done = false;
+    dispatch_16_bit(x.scalar_type(), [&](auto type) {
+      done = dispatch_channels<decltype(type)>(device, x, s.C, reduces, convolution, args);
+    });
+    if (done) {
+      return out;
+    }
+  }
+  return reduce_kv_aten(x, H, W, norm_weight, norm_bias, eps, sr_weight, sr_bias, sr_norm_weight,
+                        sr_norm_bias, sr_eps, kv_weight, kv_bias, sr_ratio);
+}
+
+}  // namespace pvt::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(pvt, CUDA, m) {
+  m.impl("reduce_kv", TORCH_BOX(&pvt::cuda::reduce_kv_cuda));
+}

@@ -1,0 +1,18 @@
+// How many blocks work on a product: enough for every multiprocessor, no more than need be.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/launch.h"
+
+namespace pvt::cuda {
+
+constexpr int64_t kBlocksPerMultiprocessor = 2;
+
+// Parts of what `blocks` blocks would do alone, 1 .. most.
+inline int parts_of(const Device& device, int64_t blocks, int64_t most) {
+  const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors();
+  return static_cast<int>(std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, most));
+}
+
+}  // namespace pvt::cuda

@@ -1,0 +1,253 @@
+// The CUDA kernels of reduce_kv and patch_embed, run on the CPU against float64.
+#include "cuda/convolve_impl.h"
+#include "cuda/cuda_test.h"
+#include "cuda/linear_impl.h"
+#include "cuda/patch_norm_impl.h"
+
+namespace pvt::cuda {
+namespace {
+
+struct Convolution {
+  int64_t B, H, W, C, C_out;
+  int kernel_size, stride, padding;
+  bool normalises;
+  std::vector<double> x, norm_weight, norm_bias, weight, bias;
+
+  template <class scalar_t>
+  Convolution& fill() {
+    const int64_t inputs = C * kernel_size * kernel_size;
+    x = random_numbers<scalar_t>(B * H * W * C, 1, 2, 0.5);
+    norm_weight = random_numbers<scalar_t>(C, 2, 0.1, 1);
+    norm_bias = random_numbers<scalar_t>(C, 3, 0.1);
+    weight = random_numbers<scalar_t>(C_out * inputs, 4, 1 / std::sqrt(inputs));
+    bias = random_numbers<scalar_t>(C_out, 5, 0.1);
+    return *this;
+  }
+  int64_t out_H() const { return (H + 2 * padding - kernel_size) / stride + 1; }
+  int64_t out_W() const { return (W + 2 * padding - kernel_size) / stride + 1; }
+  int64_t rows() const { return B * out_H() * out_W(); }
+
+  // Channels of a patch; tokens are normalised first if `normalises`.
+  template <class Round>
+  std::vector<double> patch(int64_t row, const Round& round) const {
+    const int64_t image = row / (out_H() * out_W()), in_image = row % (out_H() * out_W());
+    std::vector<double> inputs;
+    for (int r = 0; r < kernel_size; ++r) {
+      for (int s = 0; s < kernel_size; ++s) {
+        const int64_t i = in_image / out_W() * stride - padding + r;
+        const int64_t j = in_image % out_W() * stride - padding + s;
+        std::vector<double> token(C);
+        if (0 <= i && i < H && 0 <= j && j < W) {
+          const double* from = &x[((image * H + i) * W + j) * C];
+          token = normalises ? round(layer_norm(from, C, norm_weight, norm_bias, 1e-6))
+                             : std::vector<double>(from, from + C);
+        }
+        inputs.insert(inputs.end(), token.begin(), token.end());
+      }
+    }
+    return round(linear(inputs, weight, bias));
+  }
+
+  // The sums that convolve() leaves, in `splits` parts.
+  template <class Config>
+  std::vector<float> run(int splits) {
+    using scalar_t = typename Config::scalar_t;
+    Bits<scalar_t> tokens(x);
+    const Bits<scalar_t> packed_weight =
+        packed<scalar_t>(weight, C_out, C * kernel_size * kernel_size);
+    const Floats norm_w(norm_weight), norm_b(norm_bias);
+    // A vector of four more, so that the first can be put on a 16-byte boundary.
+    std::vector<double> memory(splits * rows() * C_out, NAN);
+    Floats sums(memory);
+    const ConvolveArgs args{tokens.data(),
+                            H * W * C * 2,
+                            W * C * 2,
+                            C * 2,
+                            static_cast<int>(H),
+                            static_cast<int>(W),
+                            kernel_size,
+                            stride,
+                            padding,
+                            norm_w.data(),
+                            norm_b.data(),
+                            1e-6f,
+                            packed_weight.bytes(),
+                            sums.data(),
+                            rows(),
+                            static_cast<int>(out_H()),
+                            static_cast<int>(out_W()),
+                            static_cast<int>(C_out),
+                            splits};
+    const int64_t blocks =
+        (rows() + Config::kRows - 1) / Config::kRows * (C_out / Config::kColumns) * splits;
+    const int64_t conflicts = launch_on_host<Config::kWarps>(
+        blocks, Config::kSharedBytes, 11, [&](auto& block) { convolve<Config>(block, args); });
+    CHECK(conflicts == 0);
+    return std::vector<float>(sums.data(), sums.data() + memory.size());
+  }
+};
+
+struct Head {
+  std::vector<double> norm_weight, norm_bias, weight, bias;
+
+  template <class scalar_t>
+  static Head random(int64_t C, int64_t columns) {
+    return {random_numbers<scalar_t>(C, 6, 0.1, 1), random_numbers<scalar_t>(C, 7, 0.1),
+            random_numbers<scalar_t>(columns * C, 8, 1 / std::sqrt(C)),
+            random_numbers<scalar_t>(columns, 9, 0.1)};
+  }
+  template <class Round>
+  std::vector<double> operator()(const std::vector<double>& x, const Round& round) const {
+    return round(
+        linear(round(layer_norm(x.data(), x.size(), norm_weight, norm_bias, 1e-5)), weight, bias));
+  }
+};
+
+// Runs linear() on `x`: tokens, or sums.
+template <class Config>
+Bits<typename Config::scalar_t> run_linear(const Head& head, const void* x, int64_t rows,
+                                           int splits, const std::vector<double>& sums_bias,
+                                           int64_t columns, int block_columns) {
+  using scalar_t = typename Config::scalar_t;
+  const Floats norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias);
+  const Floats sums_b(sums_bias);
+  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, Config::C);
+  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
+  const LinearArgs args{x,
+                        rows,
+                        splits,
+                        sums_b.data(),
+                        norm_weight.data(),
+                        norm_bias.data(),
+                        1e-5f,
+                        weight.bytes(),
+                        bias.data(),
+                        out.data(),
+                        static_cast<int>(columns),
+                        block_columns};
+  const int64_t blocks =
+      (rows + Config::kRows - 1) / Config::kRows * ((columns + block_columns - 1) / block_columns);
+  const int64_t conflicts = launch_on_host<Config::kWarps>(
+      blocks, Config::kSharedBytes, 12, [&](auto& block) { linear<Config>(block, args); });
+  CHECK(conflicts == 0);
+  return out;
+}
+
+// Keys and values of 2 C channels from the reduced grid.
+template <class Convolve, class Linear>
+void check_reduction(Convolution conv, int splits, int block_columns) {
+  using scalar_t = typename Convolve::scalar_t;
+  const int64_t C = conv.C, columns = 2 * C;
+  conv.template fill<scalar_t>();
+  const std::vector<float> sums = conv.run<Convolve>(splits);
+  const Head head = Head::random<scalar_t>(C, columns);
+  const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
+  const Bits<scalar_t> kv = run_linear<Linear>(head, aligned.data(), conv.rows(), splits, conv.bias,
+                                               columns, block_columns);
+  Errors errors;
+  for (int64_t row = 0; row < conv.rows(); ++row) {
+    const std::vector<double> expected = head(conv.patch(row, Exact()), Exact());
+    const std::vector<double> parts =
+        head(conv.patch(row, Rounded<scalar_t>()), Rounded<scalar_t>());
+    for (int64_t c = 0; c < columns; ++c)
+      errors.add(kv[row * columns + c], parts[c], expected[c]);
+  }
+  CAPTURE(C);
+  CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+template <class Convolve>
+void check_patches(Convolution conv, int splits, bool positions) {
+  using scalar_t = typename Convolve::scalar_t;
+  const int64_t C = conv.C_out, image_rows = conv.out_H() * conv.out_W();
+  conv.template fill<scalar_t>();
+  const std::vector<float> sums = conv.run<Convolve>(splits);
+  const Head norm = Head::random<scalar_t>(C, 0);
+  const std::vector<double> table = random_numbers<scalar_t>(image_rows * C, 10);
+  const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
+  const Floats bias(conv.bias), norm_weight(norm.norm_weight), norm_bias(norm.norm_bias);
+  const Floats position(table);
+  Bits<scalar_t> out(std::vector<double>(conv.rows() * C, NAN));
+  const PatchNormArgs args{aligned.data(),      conv.rows(), splits,
+                           static_cast<int>(C), bias.data(), norm_weight.data(),
+                           norm_bias.data(),    1e-5f,       positions ? position.data() : nullptr,
+                           image_rows,          out.data()};
+  launch_on_host<8>((conv.rows() + 7) / 8, 0, 13,
+                    [&](auto& block) { patch_norm<scalar_t>(block, args); });
+  const auto finish = [&](int64_t row, const auto& round) {
+    const std::vector<double> patch = conv.patch(row, round);
+    std::vector<double> token =
+        round(layer_norm(patch.data(), C, norm.norm_weight, norm.norm_bias, 1e-5));
+    for (int64_t c = 0; c < C && positions; ++c)
+      token[c] += table[row % image_rows * C + c];
+    return round(token);
+  };
+  Errors errors;
+  for (int64_t row = 0; row < conv.rows(); ++row) {
+    const std::vector<double> expected = finish(row, Exact());
+    const std::vector<double> parts = finish(row, Rounded<scalar_t>());
+    for (int64_t c = 0; c < C; ++c)
+      errors.add(out[row * C + c], parts[c], expected[c]);
+  }
+  CAPTURE(C);
+  CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+Convolution reduction(int64_t B, int64_t H, int64_t W, int64_t C, int sr_ratio) {
+  return {B, H, W, C, C, sr_ratio, sr_ratio, 0, true, {}, {}, {}, {}, {}};
+}
+
+Convolution embedding(int64_t B, int64_t H, int64_t W, int64_t C, int64_t C_out, bool overlaps) {
+  const int kernel_size = overlaps ? 3 : 2, padding = overlaps ? 1 : 0;
+  return {B, H, W, C, C_out, kernel_size, 2, padding, false, {}, {}, {}, {}, {}};
+}
+
+}  // namespace
+
+TEST_CASE("reduce_kv: on a smaller grid") {
+  check_reduction<ConvolveConfig<BFloat16, 64, 2, true, 4, 64, 3>,
+                  LinearConfig<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(2, 24, 17, 64, 8),
+                                                                       8, 128);
+  check_reduction<ConvolveConfig<Half, 128, 4, true, 4, 64, 3>,
+                  LinearConfig<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 13, 22, 128, 4),
+                                                                     3, 64);
+  check_reduction<ConvolveConfig<BFloat16, 320, 5, true, 4, 64, 3>,
+                  LinearConfig<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2),
+                                                                         1, 192);
+  check_reduction<ConvolveConfig<BFloat16, 32, 1, true, 4, 32, 3>,
+                  LinearConfig<BFloat16, 32, Source::kSums, 4, 32, 3>>(reduction(3, 10, 19, 32, 2),
+                                                                       4, 64);
+}
+
+TEST_CASE("reduce_kv: of all tokens") {
+  using Config = LinearConfig<BFloat16, 512, Source::kTokens, 4, 128, 2>;
+  constexpr int64_t kRows = 70, kColumns = 1024;
+  const Head head = Head::random<BFloat16>(512, kColumns);
+  const std::vector<double> x = random_numbers<BFloat16>(kRows * 512, 1, 2, 0.5);
+  Bits<BFloat16> tokens(x);
+  const Bits<BFloat16> kv =
+      run_linear<Config>(head, tokens.data(), kRows, 0, head.bias, kColumns, 640);
+  Errors errors;
+  for (int64_t row = 0; row < kRows; ++row) {
+    const std::vector<double> token(&x[row * 512], &x[row * 512] + 512);
+    const std::vector<double> expected = head(token, Exact());
+    const std::vector<double> parts = head(token, Rounded<BFloat16>());
+    for (int64_t c = 0; c < kColumns; ++c) {
+      errors.add(kv[row * kColumns + c], parts[c], expected[c]);
+    }
+  }
+  CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+TEST_CASE("patch_embed: of tokens") {
+  check_patches<ConvolveConfig<BFloat16, 64, 4, false, 4, 64, 3>>(
+      embedding(2, 9, 7, 64, 128, false), 2, true);
+  check_patches<ConvolveConfig<BFloat16, 320, 4, false, 4, 64, 3>>(
+      embedding(1, 4, 5, 320, 512, false), 1, true);
+  check_patches<ConvolveConfig<Half, 64, 4, false, 4, 64, 3>>(embedding(2, 7, 10, 64, 128, true), 4,
+                                                              false);
+  check_patches<ConvolveConfig<BFloat16, 32, 2, false, 4, 32, 3>>(embedding(1, 1, 1, 32, 64, true),
+                                                                  9, false);
+}
+
+}  // namespace pvt::cuda
