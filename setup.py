@@ -1,4 +1,8 @@
-"""Builds the operator library (pvt_ext/lib/libpvt_ops.so) and the Python module pvt_ext._C."""
+"""Builds the operator libraries in pvt_ext/lib and the Python module pvt_ext._C.
+
+libpvt_ops.so runs beside any torch. libpvt_ops_cuda.so has the CUDA kernels and is built beside a
+CUDA build of torch if there is a CUDA toolkit (build_tools/cuda_toolkit.py).
+"""
 
 import json
 import os
@@ -8,30 +12,58 @@ from pathlib import Path
 import pybind11
 import torch
 from setuptools import Extension, setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
+sys.path.append(str(ROOT / "build_tools"))
+import cuda_toolkit  # noqa: E402
+
 VERSION = (ROOT / "VERSION").read_text().strip()
 OPS = "pvt_ext.lib.libpvt_ops"
+CUDA_OPS = "pvt_ext.lib.libpvt_ops_cuda"
+STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020a000000000000")
 FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 
 
-def operator_sources() -> list[str]:
-    """The C++ sources of csrc/sources.txt, as paths relative to this file."""
+def operator_sources(suffix: str) -> list[str]:
+    """The sources of csrc/sources.txt that end so, as paths relative to this file."""
     lines = (ROOT / "csrc/sources.txt").read_text().splitlines()
-    return [f"csrc/{line}" for line in lines if line.endswith(".cpp")]
+    return [f"csrc/{line}" for line in lines if line.endswith(suffix)]
 
 
-def check_cuda_wish() -> None:
-    """PVT_WITH_CUDA=auto|0|1, by toolkit and torch build, never by the presence of a GPU."""
-    wish = os.environ.get("PVT_WITH_CUDA", "auto")
-    if wish not in ("auto", "0", "1"):
-        sys.exit(f"PVT_WITH_CUDA: expected auto, 0 or 1, got {wish!r}")
-    if wish == "1":
-        sys.exit(
-            "PVT_WITH_CUDA=1: this version has no CUDA kernels of its own to compile (on a GPU its "
-            "operators run through ATen); unset PVT_WITH_CUDA"
+def cuda_extensions() -> list[Extension]:
+    """The library of CUDA kernels, if it can be built and is wanted.
+
+    It has CUDA's runtime in itself, so that it runs beside any CUDA build of torch.
+    """
+    toolkit = cuda_toolkit.wanted_toolkit(torch.__version__, torch.version.cuda)
+    if toolkit is None:
+        return []
+    cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess fails for an nvcc that is a script
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_toolkit.ARCHITECTURES)
+    return [
+        CppExtension(
+            CUDA_OPS,
+            operator_sources(".cu"),
+            include_dirs=[str(ROOT / "csrc"), *cpp_extension.include_paths("cuda")],
+            define_macros=[
+                STABLE_ABI,
+                ("USE_CUDA", None),
+                ("PVT_CUDA_ARCHITECTURES", f'"{architectures.replace(" ", ";")}"'),
+            ],
+            library_dirs=cpp_extension.library_paths("cuda"),
+            libraries=["pvt_ops", "torch_cuda", "cudart_static", "rt", "dl", "pthread"],
+            runtime_library_dirs=["$ORIGIN"],
+            # tools/kernel_resources.py reads what ptxas says.
+            extra_compile_args={
+                "cxx": [*FLAGS, "-std=c++17"],
+                "nvcc": ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v"],
+            },
+            extra_link_args=["-Wl,-soname,libpvt_ops_cuda.so"],
+            py_limited_api=True,
         )
+    ]
 
 
 def default_max_jobs() -> int:
@@ -47,17 +79,18 @@ def default_max_jobs() -> int:
 
 
 class BuildOperators(BuildExtension):
-    """The operator library keeps its plain name: C++ programs load the same file."""
+    """The operator libraries keep their plain names: C++ programs load the same files."""
 
     def get_ext_filename(self, ext_name: str) -> str:
         path = Path(super().get_ext_filename(ext_name))
-        return str(path.with_name("libpvt_ops.so") if path.stem.startswith("libpvt_ops") else path)
+        is_library = path.name.startswith("libpvt_ops")
+        return str(path.with_name(path.name.split(".")[0] + ".so") if is_library else path)
 
     def build_extensions(self) -> None:
         os.environ.setdefault("MAX_JOBS", str(default_max_jobs()))
         library = Path(self.get_ext_fullpath(OPS))
         for extension in self.extensions:
-            if extension.name == "pvt_ext._C":
+            if extension.name != OPS:
                 extension.library_dirs.append(str(library.parent))
         super().build_extensions()
         built_with = {"version": VERSION, "torch": torch.__version__}
@@ -72,15 +105,14 @@ class BuildOperators(BuildExtension):
         super().copy_extensions_to_source()
 
 
-check_cuda_wish()
 setup(
     ext_modules=[
         CppExtension(
             OPS,
-            operator_sources(),
+            operator_sources(".cpp"),
             include_dirs=[str(ROOT / "csrc")],
             define_macros=[
-                ("TORCH_TARGET_VERSION", "0x020a000000000000"),
+                STABLE_ABI,
                 ("PVT_VERSION", f'"{VERSION}"'),
                 ("PVT_TORCH_VERSION", f'"{torch.__version__}"'),
             ],
@@ -88,6 +120,7 @@ setup(
             extra_link_args=["-Wl,-soname,libpvt_ops.so"],
             py_limited_api=True,
         ),
+        *cuda_extensions(),
         Extension(
             "pvt_ext._C",
             ["csrc/python.cpp"],

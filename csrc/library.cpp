@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cpu/cpu_level.h"
+#include "library.h"
 #include "pvt_ops.h"
 
 namespace {
@@ -16,17 +17,32 @@ std::string compiler() {
 #endif
 }
 
-std::string build_info() {
+const char* cuda_architectures = nullptr;  // of the CUDA library, once it is loaded
+
+// "8.0;9.0a" as "8.0", "9.0a"
+std::string quoted(std::string list) {
+  for (size_t at = list.find(';'); at != std::string::npos; at = list.find(';', at + 4)) {
+    list.replace(at, 1, "\", \"");
+  }
+  return list.empty() ? list : '"' + list + '"';
+}
+
+std::string build_info(const std::string& architectures) {
   std::string levels;
   for (pvt::CpuLevel level : pvt::compiled_cpu_levels()) {
     levels += (levels.empty() ? "\"" : ", \"") + std::string(pvt::name(level)) + '"';
   }
   return "{\"version\": \"" PVT_VERSION "\", \"ops_version\": " + std::to_string(kOpsVersion) +
          ", \"compiler\": \"" + compiler() + "\", \"cpu_levels\": [" + levels +
-         "], \"cuda_architectures\": [], \"torch\": \"" PVT_TORCH_VERSION "\"}";
+         "], \"cuda_architectures\": [" + quoted(architectures) +
+         "], \"torch\": \"" PVT_TORCH_VERSION "\"}";
 }
 
 }  // namespace
+
+void pvt::set_cuda_architectures(const char* architectures) {
+  cuda_architectures = architectures;
+}
 
 extern "C" {
 
@@ -43,8 +59,12 @@ const char* pvt_cpu_level(void) {
 }
 
 const char* pvt_build_info(void) {
-  static const std::string info = build_info();
-  return info.c_str();
+  if (cuda_architectures != nullptr) {
+    static const std::string with_cuda = build_info(cuda_architectures);
+    return with_cuda.c_str();
+  }
+  static const std::string without_cuda = build_info("");
+  return without_cuda.c_str();
 }
 
 void pvt_register_ops(void) {}

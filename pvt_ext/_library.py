@@ -2,11 +2,13 @@
 
 ``pvt_ext/lib/libpvt_ops.so`` registers the operators ``torch.ops.pvt.*`` when it is loaded. It is
 built on LibTorch's stable ABI: one file serves every torch from 2.10 on, C++ programs included.
-``pvt_ext._C`` is a small Python module beside it that says what was built.
+``libpvt_ops_cuda.so``, where it was built, adds CUDA kernels to them; without it they run through
+ATen on a GPU. ``pvt_ext._C`` is a small Python module beside them that says what was built.
 """
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ import torch
 
 MIN_TORCH = (2, 10)
 LIBRARY = Path(__file__).parent / "lib" / "libpvt_ops.so"
+CUDA_LIBRARY = LIBRARY.with_name("libpvt_ops_cuda.so")
 REBUILD = "pip install --force-reinstall --no-deps . (in the source tree of pvt_ext)"
 
 
@@ -44,10 +47,27 @@ def load() -> ModuleType:
         raise ImportError(f"{_built_with()}: {LIBRARY} is missing; run: {REBUILD}")
     try:
         torch.ops.load_library(LIBRARY)
-        return importlib.import_module("pvt_ext._C")
+        module = importlib.import_module("pvt_ext._C")
     except (OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ImportError(
             f"{_built_with()}, found torch {torch.__version__}, and its library does not load "
             f"({reason}); run: {REBUILD}"
         ) from None
+    _load_cuda()
+    return module
+
+
+def _load_cuda() -> None:
+    # A GPU need not be there: its kernels are looked for when one is used.
+    if torch.version.cuda is None or not CUDA_LIBRARY.is_file():
+        return
+    try:
+        torch.ops.load_library(CUDA_LIBRARY)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(
+            f"the CUDA kernels of pvt_ext do not load beside torch {torch.__version__} ({reason}), "
+            f"and its operators run through ATen on a GPU; run: {REBUILD}",
+            stacklevel=3,
+        )

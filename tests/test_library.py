@@ -47,6 +47,25 @@ def test_build_info():
     json.dumps(info)
 
 
+def test_cuda_kernels_are_there_if_they_were_built():
+    has_kernels = torch.version.cuda is not None and _library.CUDA_LIBRARY.is_file()
+    architectures = pvt_ext.build_info()["cuda_architectures"]
+    assert bool(architectures) == has_kernels
+    for name in ("patch_embed", "reduce_kv", "attention_block_", "mlp_block_"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pvt::{name}", "CUDA") == has_kernels
+
+
+def test_cuda_kernels_that_do_not_load_are_left_out(tmp_path, monkeypatch):
+    broken = tmp_path / "libpvt_ops_cuda.so"
+    broken.write_text("not a library")
+    monkeypatch.setattr(_library, "CUDA_LIBRARY", broken)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.warns(UserWarning, match="CUDA kernels of pvt_ext do not load .* run: pip install"):
+        _library._load_cuda()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    _library._load_cuda()  # a CPU build has no use for it
+
+
 def test_unknown_cpu_level_is_refused():
     done = run_python("import pvt_ext; pvt_ext.cpu_level()", PVT_CPU_LEVEL="avx9000")
     assert "PVT_CPU_LEVEL: expected one of baseline" in done.stderr
