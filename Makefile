@@ -13,7 +13,7 @@ MODEL ?= pvt_small
 
 BIN := $(VENV)/bin
 # Changing any of these builds the Python package again.
-PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.txt')
+PACKAGE_SOURCES := VERSION setup.py pyproject.toml $(shell find build_tools csrc -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.txt')
 PHOTOS := assets/photos
 CIFAR10_PHOTOS := $(addprefix $(PHOTOS)/, airplane.jpg cat.jpg horse.jpg)
 # Two test files at a time. Threads of one must not spin while those of the other want the core.

@@ -41,7 +41,9 @@ def cuda_extensions() -> list[Extension]:
     if toolkit is None:
         return []
     cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess fails for an nvcc that is a script
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_toolkit.ARCHITECTURES)
+    # Not set, and set to nothing, would mean to torch the GPU of this machine.
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_toolkit.ARCHITECTURES
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     return [
         CppExtension(
             CUDA_OPS,
@@ -92,15 +94,27 @@ class BuildOperators(BuildExtension):
         for extension in self.extensions:
             if extension.name != OPS:
                 extension.library_dirs.append(str(library.parent))
+        self.remove_old_kernels(library.parent)
         super().build_extensions()
         built_with = {"version": VERSION, "torch": torch.__version__}
+        if self.has_kernels():
+            built_with["cuda"] = torch.version.cuda
         (library.parent / "built_with.json").write_text(json.dumps(built_with) + "\n")
+
+    def has_kernels(self) -> bool:
+        return any(extension.name == CUDA_OPS for extension in self.extensions)
+
+    def remove_old_kernels(self, folder: Path) -> None:
+        """Those of an earlier build would be installed, and loaded, with a build that has none."""
+        if not self.has_kernels():
+            (folder / "libpvt_ops_cuda.so").unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
         """An editable install runs from the source tree."""
         library = Path(self.build_lib) / "pvt_ext/lib"
         target = ROOT / "pvt_ext/lib"
         target.mkdir(exist_ok=True)
+        self.remove_old_kernels(target)
         self.copy_file(str(library / "built_with.json"), str(target / "built_with.json"))
         super().copy_extensions_to_source()
 

@@ -22,24 +22,26 @@ def find_toolkit() -> Path | None:
             return Path(folder)
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
-        dryrun = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
-        printed = subprocess.run(dryrun, capture_output=True, text=True)
-        top = re.search(r"^#\$ TOP=(.+)$", printed.stdout + printed.stderr, re.MULTILINE)
+        printed = _printed(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull)
+        top = re.search(r"^#\$ TOP=(.+)$", printed, re.MULTILINE)
         if top is not None:
             return Path(top[1]).resolve()
     usual = Path("/usr/local/cuda")
     return usual if (usual / "bin/nvcc").exists() else None
 
 
-def toolkit_version(toolkit: Path) -> str:
-    """Such as ``13.0``."""
-    printed = subprocess.run(
-        [toolkit / "bin/nvcc", "--version"], capture_output=True, text=True, check=True
-    )
-    release = re.search(r"release (\d+\.\d+)", printed.stdout)
-    if release is None:
-        raise ValueError(f"{toolkit}/bin/nvcc --version names no release: {printed.stdout!r}")
-    return release[1]
+def toolkit_version(toolkit: Path) -> str | None:
+    """Such as ``13.0``; None if its nvcc does not run."""
+    release = re.search(r"release (\d+\.\d+)", _printed(toolkit / "bin/nvcc", "--version"))
+    return None if release is None else release[1]
+
+
+def _printed(*command: str | Path) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
 
 
 def reason_against(torch_version: str, torch_cuda: str | None, toolkit: Path | None) -> str | None:
@@ -49,6 +51,8 @@ def reason_against(torch_version: str, torch_cuda: str | None, toolkit: Path | N
     if toolkit is None:
         return f"there is no CUDA {torch_cuda} toolkit: no nvcc on PATH and no CUDA_HOME"
     found = toolkit_version(toolkit)
+    if found is None:
+        return f"{toolkit}/bin/nvcc --version does not say of which CUDA it is"
     if found.split(".")[0] != torch_cuda.split(".")[0]:
         return (
             f"torch {torch_version} is built for CUDA {torch_cuda}, "

@@ -20,13 +20,19 @@ CUDA_LIBRARY = LIBRARY.with_name("libpvt_ops_cuda.so")
 REBUILD = "pip install --force-reinstall --no-deps . (in the source tree of pvt_ext)"
 
 
-def _built_with() -> str:
+def _record() -> dict[str, str]:
     """What the installed library was built with, readable even if the library is not."""
     try:
-        built = json.loads((LIBRARY.parent / "built_with.json").read_text())
-        return f"pvt_ext {built['version']} was built with torch {built['torch']}"
-    except (OSError, ValueError, KeyError):
+        return json.loads((LIBRARY.parent / "built_with.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _built_with() -> str:
+    built = _record()
+    if not built.keys() >= {"version", "torch"}:
         return "pvt_ext was not built completely"
+    return f"pvt_ext {built['version']} was built with torch {built['torch']}"
 
 
 def check_torch_version(version: str) -> None:
@@ -62,10 +68,17 @@ def _load_cuda() -> None:
     # A GPU need not be there: its kernels are looked for when one is used.
     if torch.version.cuda is None or not CUDA_LIBRARY.is_file():
         return
-    try:
-        torch.ops.load_library(CUDA_LIBRARY)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    # A driver that is enough for this torch may be too old for the runtime of a later CUDA.
+    found, built = torch.version.cuda, _record().get("cuda", torch.version.cuda)
+    reason = None
+    if found.split(".")[0] != built.split(".")[0]:
+        reason = f"they were built with CUDA {built}, and it is a build for CUDA {found}"
+    else:
+        try:
+            torch.ops.load_library(CUDA_LIBRARY)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+    if reason is not None:
         warnings.warn(
             f"the CUDA kernels of pvt_ext do not load beside torch {torch.__version__} ({reason}), "
             f"and its operators run through ATen on a GPU; run: {REBUILD}",

@@ -60,7 +60,12 @@ def test_cuda_kernels_that_do_not_load_are_left_out(tmp_path, monkeypatch):
     broken.write_text("not a library")
     monkeypatch.setattr(_library, "CUDA_LIBRARY", broken)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_library, "_record", lambda: {"cuda": "13.0"})
     with pytest.warns(UserWarning, match="CUDA kernels of pvt_ext do not load .* run: pip install"):
+        _library._load_cuda()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    wrong = r"built with CUDA 13\.0, and it is a build for CUDA 12\.8"
+    with pytest.warns(UserWarning, match=wrong):
         _library._load_cuda()
     monkeypatch.setattr(torch.version, "cuda", None)
     _library._load_cuda()  # a CPU build has no use for it
