@@ -1,5 +1,6 @@
 """The build: it finds the installed torch under isolation, and says what to do without one."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -8,7 +9,9 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "build_tools"))
@@ -158,17 +161,68 @@ def test_reasons_against_cuda_kernels(toolkit_path, torch_cuda, reason):
     assert found is None if reason is None else re.fullmatch(reason, found)
 
 
+def test_nvcc_that_does_not_run_is_a_reason(toolkit_path, tmp_path, monkeypatch):
+    broken = fake_toolkit(tmp_path / "broken", "13.0")
+    (broken / "bin/nvcc").write_text("neither a program nor a script")
+    monkeypatch.setenv("CUDA_HOME", str(broken))
+    found = cuda_toolkit.find_toolkit()
+    reason = cuda_toolkit.reason_against("2.14.1", "13.0", found)
+    assert reason == f"{broken}/bin/nvcc --version does not say of which CUDA it is"
+
+
 def test_no_toolkit_is_a_reason():
     reason = cuda_toolkit.reason_against("2.14.1", "13.0", None)
     assert reason == "there is no CUDA 13.0 toolkit: no nvcc on PATH and no CUDA_HOME"
 
 
+@pytest.fixture
+def setup_module(monkeypatch):
+    """setup.py, without the build."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(ROOT)
+    spec = importlib.util.spec_from_file_location("pvt_ext_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("wish", "architectures"),
+    [(None, cuda_toolkit.ARCHITECTURES), ("", cuda_toolkit.ARCHITECTURES), ("8.0 9.0", "8.0;9.0")],
+)
+def test_cuda_architectures(setup_module, toolkit_path, monkeypatch, wish, architectures):
+    monkeypatch.setattr(cuda_toolkit, "wanted_toolkit", lambda *_: toolkit_path)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish or "")
+    if wish is None:
+        monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    (extension,) = setup_module.cuda_extensions()
+    assert ("PVT_CUDA_ARCHITECTURES", f'"{architectures}"') in extension.define_macros
+    assert os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") == architectures
+    assert all(source.endswith(".cu") for source in extension.sources)
+    assert Path(cpp_extension.CUDA_HOME) == toolkit_path
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_cuda_kernels_of_an_earlier_build_are_removed(setup_module, tmp_path, built):
+    library = tmp_path / "libpvt_ops_cuda.so"
+    library.touch()
+    names = [setup_module.OPS, setup_module.CUDA_OPS] if built else [setup_module.OPS]
+    extensions = [setuptools.Extension(name, []) for name in names]
+    command = setup_module.BuildOperators(setuptools.Distribution({"ext_modules": extensions}))
+    command.extensions = extensions
+    command.remove_old_kernels(tmp_path)
+    assert library.exists() == built
+
+
 # ---- what the CUDA kernels take ----
 
 LOG = """\
+[1/1] /usr/local/cuda-13.0/bin/nvcc -MD -c -c /somewhere/csrc/cuda/one.cu -o one.o
 ptxas info    : Compiling entry function '_ZN3pvt4cuda6kernelIfEEv4Args' for 'sm_80'
 ptxas info    : Function properties for _ZN3pvt4cuda6kernelIfEEv4Args
-    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+    {memory} bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
 ptxas info    : Used {registers} registers, used 1 barriers, 432 bytes cmem[0]
 """
 
@@ -180,30 +234,53 @@ def resources(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     tool = tmp_path / "tools" / "kernel_resources.py"
     tool.write_text((ROOT / "tools/kernel_resources.py").read_text())
+    (tmp_path / "csrc/sources.txt").write_text("ops.cpp\ncuda/one.cu\ncuda/two.cu\n")
 
-    def run(log: str, *options: str) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "log").write_text(log)
+    def run(printed: str, *options: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "log").write_text(printed)
         command = [sys.executable, tool, tmp_path / "log", *options]
         return subprocess.run(command, capture_output=True, text=True)
 
     return run
 
 
-def test_kernel_resources(resources, tmp_path):
-    assert resources(LOG.format(registers=100), "--update").returncode == 0
-    written = (tmp_path / "csrc/cuda/resources.txt").read_text().splitlines()
-    assert written[-2:] == ["sm_80", "100+12   kernel<float>"]
-    assert resources(LOG.format(registers=100)).returncode == 0
-    assert resources(LOG.format(registers=99)).returncode == 0
+def log(registers: int = 100, memory: int = 16) -> str:
+    return LOG.format(registers=registers, memory=memory)
 
-    more = resources(LOG.format(registers=101))
+
+def test_kernel_resources(resources, tmp_path):
+    assert resources(log(), "--update").returncode == 0
+    written = (tmp_path / "csrc/cuda/resources.txt").read_text().splitlines()
+    assert written[-4:] == ["sm_80", "", "one.cu:", "100+16   kernel<float>"]
+    assert resources(log()).returncode == 0
+    assert resources(log(registers=99, memory=0)).returncode == 0
+
+    more = resources(log(registers=101))
     assert more.returncode != 0
     assert more.stderr.startswith(
-        "kernel<float>: 101 registers and 12 spilled bytes on sm_80, before 100 and 12\n"
+        "kernel<float>: 101 registers and 16 bytes of memory on sm_80, before 100 and 16\n"
     )
-    other = resources(LOG.format(registers=100).replace("IfE", "IdE"))
+    assert "100 registers and 24 bytes of memory" in resources(log(memory=24)).stderr
+    other = resources(log().replace("IfE", "IdE"))
     assert other.stderr.splitlines()[:2] == ["kernel<double>: new", "kernel<float>: gone"]
     assert "ptxas says nothing" in resources("").stderr
+
+
+def test_kernel_resources_of_what_was_compiled_again(resources, tmp_path):
+    two = log().replace("one", "two")
+    assert resources(log() + two, "--update").returncode == 0
+    some = resources(log())
+    assert some.returncode == 0
+    assert "two.cu: not compared, it was not compiled again" in some.stdout
+    assert resources(log(registers=101)).returncode != 0
+    assert resources(log(registers=101), "--update").returncode == 0
+    assert resources(log(registers=101) + two).returncode == 0
+    assert resources(log() + log(registers=102).replace("one", "two")).returncode != 0
+
+    (tmp_path / "csrc/sources.txt").write_text("cuda/one.cu\n")
+    assert "two.cu: gone" in resources(log()).stderr
+    assert resources(log(), "--update").returncode == 0
+    assert "two.cu" not in (tmp_path / "csrc/cuda/resources.txt").read_text()
 
 
 def test_kernel_resources_are_recorded():
