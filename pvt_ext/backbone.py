@@ -89,6 +89,7 @@ class Pyramid(nn.Module):
             feature_info.append({"num_chs": chans, "reduction": stride, "module": f"stages.{i}"})
 
         self.feature_info = feature_info
+        self.float_output = False  # a packed model's tokens may be narrower than what it gives
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(self.num_features, eps=BLOCK_EPS) if final_norm else None
         self.init_weights()
@@ -124,7 +125,7 @@ class Pyramid(nn.Module):
                 cls.append(self._head_input(x))
                 x = x[:, 1:]
             x = as_map(x, H, W)
-            maps.append(x)
+            maps.append(x.float() if self.float_output else x)
         return maps + cls
 
     def _head_input(self, x: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class Pyramid(nn.Module):
             x = x[:, :1]  # the norm is per token, so the others need none
         norm = self.norm
         if norm is not None:
-            x = norm(x)
+            x = norm(x.to(norm.weight.dtype))
         return x[:, 0] if self.has_cls_token else x.mean(dim=1)
 
     @torch.jit.export

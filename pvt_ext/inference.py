@@ -44,10 +44,16 @@ def _vector(vector: Tensor) -> Tensor:
 
 
 class PackedPatchEmbed(_Packed):
-    """:class:`~pvt_ext.nn.PatchEmbed` as one operator."""
+    """:class:`~pvt_ext.nn.PatchEmbed` as one operator.
 
-    def __init__(self, embed: PatchEmbed, dtype: torch.dtype) -> None:
+    Its tokens have the dtype of :meth:`as_tokens_dtype`.
+    """
+
+    proj_weight: Tensor
+
+    def __init__(self, embed: PatchEmbed, dtype: torch.dtype, narrow_on_gpu: bool) -> None:
         super().__init__()
+        self.narrow_on_gpu = narrow_on_gpu
         self.hold_layer("proj", embed.proj, dtype)
         self.hold_norm("norm", embed.norm)
         self.eps = embed.norm.eps
@@ -61,9 +67,14 @@ class PackedPatchEmbed(_Packed):
         margin = 2 * self.padding - self.kernel_size
         return (H + margin) // self.stride + 1, (W + margin) // self.stride + 1
 
+    def as_tokens_dtype(self, x: Tensor) -> Tensor:
+        """``x`` in the dtype of the stage's tokens: on a GPU, whose kernels take tokens and weights
+        alike, that of bfloat16 weights."""
+        return x.to(self.proj_weight.dtype) if self.narrow_on_gpu and x.is_cuda else x
+
     def forward(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         tokens = torch.ops.pvt.patch_embed(
-            x,
+            self.as_tokens_dtype(x),
             self.proj_weight,
             self.proj_bias,
             self.norm_weight,
@@ -238,7 +249,8 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
             torch.float32, torch.bfloat16 or torch.int8. Tokens, biases, norms, positions, sums and
             softmax are float32 in all; in int8 patch embeddings and attention itself are bfloat16,
             the head float32. Nothing has to be calibrated: activations are quantised with a scale
-            of their own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`).
+            of their own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`). On a GPU
+            tokens are bfloat16 beside bfloat16 weights.
 
     Returns:
         a model of the same class whose patch embeddings and blocks are those of this module. All
@@ -255,9 +267,12 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         )
     embed_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     packed = deepcopy(model).float().eval()
+    packed.float_output = True
     for stage, original in zip(packed.stages, model.stages, strict=True):
         assert isinstance(original, Stage)
-        stage.patch_embed = PackedPatchEmbed(original.patch_embed, embed_dtype)
+        stage.patch_embed = PackedPatchEmbed(
+            original.patch_embed, embed_dtype, narrow_on_gpu=dtype == torch.bfloat16
+        )
         blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
         stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
     for module in packed.modules():

@@ -86,7 +86,7 @@ class Stage(nn.Module):
                 x = block(x, H, W)
         norm = self.norm
         if norm is not None:
-            x = norm(x)
+            x = norm(x.to(norm.weight.dtype))
         return x, (H, W)
 
     def _embed(self, x: Tensor, with_cls: bool) -> tuple[Tensor, tuple[int, int]]:

@@ -8,7 +8,7 @@ from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
 from running import in_eight_threads, same_bits_for_any_number_of_threads
 
 from pvt_ext.export import export_torchscript
-from pvt_ext.inference import pack
+from pvt_ext.inference import PackedPatchEmbed, pack
 from pvt_ext.packing import pack_convolution, pack_weight, unpack_weight
 
 FAMILY = pytest.mark.parametrize("specs", [MINI, MINI_V2, MINI_V2_LI], ids=["v1", "v2", "v2_li"])
@@ -102,6 +102,33 @@ def test_bfloat16_is_closer_than_pytorchs(specs):
         ours = pack(model, torch.bfloat16)(x)
         torchs = mini(specs, fused=False).bfloat16()(x.bfloat16())
     assert (ours - truth).norm() < 0.8 * (torchs - truth).norm()
+
+
+@FAMILY
+def test_tokens_as_on_a_gpu(specs, monkeypatch):
+    """There they are bfloat16 beside bfloat16 weights; what a model takes and gives is float32."""
+
+    def as_on_a_gpu(embed: PackedPatchEmbed, x: torch.Tensor) -> torch.Tensor:
+        seen.append(embed.narrow_on_gpu)
+        return x.to(embed.proj_weight.dtype) if embed.narrow_on_gpu else x
+
+    seen: list[bool] = []
+    x = torch.randn(16, 3, 96, 96)
+    with torch.inference_mode():
+        in_float32 = pack(mini(specs), torch.bfloat16)(x)
+    monkeypatch.setattr(PackedPatchEmbed, "as_tokens_dtype", as_on_a_gpu)
+    with torch.inference_mode():
+        truth = mini(specs).double()(x.double())
+        model = pack(mini(specs), torch.bfloat16)
+        ours, maps = model(x), model.features(x)
+        torchs = mini(specs, fused=False).bfloat16()(x.bfloat16())
+        assert all(seen)
+        assert {t.dtype for t in (ours, *maps)} == {torch.float32}
+        assert (ours - truth).norm() < 1.2 * (torchs - truth).norm()
+        assert not torch.equal(ours, in_float32)
+        seen.clear()
+        pack(mini(specs), torch.int8)(x)
+        assert not any(seen)
 
 
 @FAMILY
