@@ -19,9 +19,10 @@ std::string compiler() {
 
 const char* cuda_architectures = nullptr;  // of the CUDA library, once it is loaded
 
-// "8.0;9.0a" as "8.0", "9.0a"
+// "8.0;9.0a", or with commas, as "8.0", "9.0a"
 std::string quoted(std::string list) {
-  for (size_t at = list.find(';'); at != std::string::npos; at = list.find(';', at + 4)) {
+  for (size_t at = list.find_first_of(";,"); at != std::string::npos;
+       at = list.find_first_of(";,", at + 4)) {
     list.replace(at, 1, "\", \"");
   }
   return list.empty() ? list : '"' + list + '"';

@@ -64,6 +64,9 @@ Model Model::load(const std::string& path, torch::Device device, const std::stri
   std::optional<Metadata> metadata = inspect_model(path);
   if (metadata.has_value()) {
     require_ops(path, *metadata, ops_lib);
+    if (device.is_cuda() && !metadata->required_ops.empty()) {
+      load_cuda_kernels();
+    }
   } else if (!ops_lib.empty()) {
     load_ops(ops_lib);
   }

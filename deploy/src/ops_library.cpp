@@ -17,7 +17,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kFileName[] = "libpvt_ops.so";
+constexpr char kCudaFileName[] = "libpvt_ops_cuda.so";
 constexpr char kAnyOperator[] = "pvt::resize";
+constexpr char kAnyCudaOperator[] = "pvt::mlp_block_";
 constexpr char kVersionFunction[] = "pvt_ops_version";
 
 // A handle that gives the functions of the operator library, if one was loaded by whatever means
@@ -164,6 +166,16 @@ OpsLibrary load_ops(const std::string& path) {
   const OpsLibrary library = describe(handle);
   in_use = handle;
   return library;
+}
+
+void load_cuda_kernels() {
+  const fs::path path = fs::path(load_ops().path).replace_filename(kCudaFileName);
+  const auto schema = c10::Dispatcher::singleton().findSchema({kAnyCudaOperator, ""});
+  const bool loaded = schema.has_value() && schema->hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+  std::string reason;
+  if (!loaded && fs::exists(path) && open(path.string(), reason) == nullptr) {
+    throw OpsError("CUDA kernels: " + reason);
+  }
 }
 
 std::vector<std::string> missing_ops(const std::vector<std::string>& names) {

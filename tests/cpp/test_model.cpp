@@ -6,6 +6,7 @@
 #include <torch/script.h>
 
 #include <atomic>
+#include <fstream>
 #include <thread>
 
 #include <pvt_ext/ops.h>
@@ -103,6 +104,20 @@ TEST_CASE("the linked operator library is the one in use") {
         std::vector<std::string>{"pvt::none"});
   CHECK_THROWS_AS(pvt::load_ops("/no/such/libpvt_ops.so"), pvt::OpsError);
   CHECK(pvt::load_ops(library.path).path == library.path);
+}
+
+TEST_CASE("CUDA kernels are those beside the operator library") {
+  const auto path =
+      std::filesystem::path(pvt::load_ops().path).replace_filename("libpvt_ops_cuda.so");
+  if (std::filesystem::exists(path)) {
+    MESSAGE("NOT TESTED: this build has CUDA kernels");
+    return;
+  }
+  CHECK_NOTHROW(pvt::load_cuda_kernels());
+  std::ofstream(path) << "not a library";
+  CHECK_THROWS_WITH_AS(pvt::load_cuda_kernels(), doctest::Contains("CUDA kernels: "),
+                       pvt::OpsError);
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("a copy of the operator library is refused under any name") {

@@ -1,4 +1,5 @@
-// Finding and loading libpvt_ops.so, the operators that an exported model calls.
+// Finding and loading libpvt_ops.so, the operators that an exported model calls, and their kernels
+// for a GPU.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +23,11 @@ struct OpsLibrary {
 // if that is empty $PVT_OPS_LIB, or libpvt_ops.so beside the runtime library, or wherever the
 // system's loader finds that name.
 PVT_RUNTIME_API OpsLibrary load_ops(const std::string& path = "");
+
+// Loads the CUDA kernels of the operators, libpvt_ops_cuda.so beside the library in use, if it is
+// there and nobody has loaded any; without them the operators run through ATen on a GPU. Needs a
+// CUDA build of LibTorch (OpsError). Model::load() does so for a CUDA device.
+PVT_RUNTIME_API void load_cuda_kernels();
 
 // Those of `names` ("pvt::resize") that no library has registered.
 PVT_RUNTIME_API std::vector<std::string> missing_ops(const std::vector<std::string>& names);
