@@ -23,7 +23,9 @@ Tensor run_convolution(const Device& device, const Tensor& like, ConvolveArgs& a
                                 /*kDepth=*/C % 64 == 0 ? 64 : 32, /*kSlots=*/3>;
   const int64_t blocks =
       (args.rows + Config::kRows - 1) / Config::kRows * (args.C_out / Config::kColumns);
-  args.splits = parts_of(device, blocks, args.kernel_size * args.kernel_size);
+  const int64_t positions = int64_t{args.kernel_size} * args.kernel_size;
+  const int64_t most = INT32_MAX / positions;  // the kernel multiplies both
+  args.splits = parts_of(device, blocks, std::min(positions, most));
   const Tensor sums =
       torch::stable::new_empty(like, {args.splits, args.rows, args.C_out}, ScalarType::Float);
   args.sums = static_cast<float*>(sums.mutable_data_ptr());

@@ -36,8 +36,14 @@ class Device {
     return 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
            attribute(cudaDevAttrComputeCapabilityMinor);
   }
-  // Whether it has the instructions of our kernels: mma of bfloat16, cp.async.
-  bool can_run_kernels() const { return capability() >= 80; }
+  // Whether it has the instructions of our kernels, mma of bfloat16 and cp.async, and a driver that
+  // is new enough for the CUDA runtime in this library; ATen may do with an older one.
+  bool can_run_kernels() const {
+    int major = 0;
+    const cudaError_t error =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_);
+    return error == cudaSuccess && major >= 8;
+  }
 
  private:
   int attribute(cudaDeviceAttr attribute) const {

@@ -29,7 +29,7 @@ struct MlpBlockConfig {
   static constexpr int kSlots = kSlots_;
   static constexpr int kStrips = C / kStrip;
 
-  // A slot: lines of fc1, lines of fc2, biases of fc1.
+  // A slot: squares of fc1, squares of fc2, biases of fc1.
   static constexpr int kWeightBytes = kHidden * C * 2;
   static constexpr int kSlotBytes = 2 * kWeightBytes + kHidden * 4;
   static constexpr int kRows = kTiles * kTile * kWarps;

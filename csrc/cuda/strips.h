@@ -21,7 +21,7 @@ struct Operand {
   PVT_DEVICE typename Warp::Word& pair(int half, int i) { return step[i / 2][half + 2 * (i % 2)]; }
 };
 
-// Operands in shared memory, so that they take no registers: 512 bytes each way of a step.
+// Operands in shared memory, so that they take no registers.
 template <class Warp>
 PVT_DEVICE void store_operand(char* to, Operand<Warp>& operand) {
   PVT_UNROLL for (int step = 0; step < 2; ++step) {

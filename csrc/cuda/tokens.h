@@ -107,18 +107,8 @@ class RowNorm {
   Float mean_[kTiles][2], scale_[kTiles][2];
 };
 
-// LayerNorm of rows in place.
-template <class scalar_t, class Warp, int kStrips, int kTiles>
-PVT_DEVICE void normalise(const float* weight, const float* bias, float eps,
-                          Operand<Warp> (&operands)[kStrips][kTiles]) {
-  const RowNorm<scalar_t, Warp, kTiles> norm(operands, eps);
-  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-    norm.apply(weight + s * kStrip, bias + s * kStrip, operands[s]);
-  }
-}
-
-// The same of rows in memory, of which few are in registers at a time: use(s, operands) for every
-// 32 channels. They are read twice, the second time from the nearest cache.
+// LayerNorm of rows in memory, 32 channels at a time: use(s, operands). Rows are read twice, the
+// second time from the nearest cache, so that few of them need registers at once.
 template <class scalar_t, int kStrips, class Warp, int kTiles, class Rows, class Use>
 PVT_DEVICE void each_normalised(const void* x, const Rows& rows, const float* weight,
                                 const float* bias, float eps, const Use& use) {

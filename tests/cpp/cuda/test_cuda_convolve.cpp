@@ -56,9 +56,8 @@ struct Convolution {
     const Bits<scalar_t> packed_weight =
         packed<scalar_t>(weight, C_out, C * kernel_size * kernel_size);
     const Floats norm_w(norm_weight), norm_b(norm_bias);
-    // A vector of four more, so that the first can be put on a 16-byte boundary.
-    std::vector<double> memory(splits * rows() * C_out, NAN);
-    Floats sums(memory);
+    const int64_t size = splits * rows() * C_out;
+    Floats sums(std::vector<double>(size, NAN));
     const ConvolveArgs args{tokens.data(),
                             H * W * C * 2,
                             W * C * 2,
@@ -83,7 +82,7 @@ struct Convolution {
     const int64_t conflicts = launch_on_host<Config::kWarps>(
         blocks, Config::kSharedBytes, 11, [&](auto& block) { convolve<Config>(block, args); });
     CHECK(conflicts == 0);
-    return std::vector<float>(sums.data(), sums.data() + memory.size());
+    return std::vector<float>(sums.data(), sums.data() + size);
   }
 };
 

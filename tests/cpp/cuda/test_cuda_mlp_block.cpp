@@ -72,6 +72,25 @@ void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
 
 }  // namespace
 
+TEST_CASE("gelu: its bound holds everywhere") {
+  const auto error = [](float x) {
+    const HostWarp::Float result = gelu<HostWarp>(HostWarp::Float(x));
+    return std::abs(result[0] - exact_gelu(x));
+  };
+  double most = 0;
+  for (int i = -1000000; i <= 1000000; ++i)
+    most = std::max(most, error(i * 1e-5f));
+  CHECK(most < 3.6e-5);
+  CHECK(most > 3e-5);  // the bound is as stated, no less
+  for (float x = 10; x < 3e38f; x *= 1.01f) {
+    most = std::max(error(x) / x, error(-x));
+    CHECK(most < 1e-20);  // x and zero; the exact value at -10 is -8e-23
+  }
+  const float infinity = INFINITY;
+  CHECK(gelu<HostWarp>(HostWarp::Float(infinity))[0] == infinity);
+  CHECK(std::isnan(gelu<HostWarp>(HostWarp::Float(NAN))[0]));
+}
+
 TEST_CASE("mlp_block_: weights pass by") {
   check_mlp<MlpBlockConfig<BFloat16, 64, 2, 8, 64, 3>>(259, 512);
   check_mlp<MlpBlockConfig<Half, 64, 2, 8, 64, 3>>(100, 256);
