@@ -24,9 +24,10 @@ def ops_version() -> int:
 
 
 def cpu_level() -> str:
-    """Instruction set of the CPU kernels in use: baseline, avx2, avx512 or avx512_bf16.
+    """Instruction set of the CPU kernels in use.
 
-    Chosen once from the processor; the environment variable ``PVT_CPU_LEVEL`` lowers it.
+    One of baseline, avx2, avx512, avx512_vnni and avx512_bf16. Chosen once from the processor; the
+    environment variable ``PVT_CPU_LEVEL`` names another.
     """
     return str(_C.cpu_level())
 

@@ -312,7 +312,7 @@ def test_memory_is_flat():
     in_a_process("test_block_ops", "check_memory_is_flat()")
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_every_cpu_level(level):
     in_a_process("test_block_ops", "check_all_cases()", PVT_CPU_LEVEL=level)
 

@@ -100,13 +100,6 @@ inline Vec round_to_bfloat16(Vec v) {
   return (Vec)(v == v ? rounded : IntVec{} + 0x7fc00000);
 }
 
-inline void from_float(const float* src, int64_t count, RoundedFloat* dst) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t lanes = count - i;
-    store_floats(round_to_bfloat16(load_floats(src + i, lanes)), lanes, &dst[i].value);
-  }
-}
-
 inline void from_float(const float* src, int64_t count, Half* dst) {
   int64_t i = 0;
 #if PVT_LEVEL >= PVT_LEVEL_AVX2
@@ -148,14 +141,6 @@ inline void store_floats(Vec v, scalar_t* dst) {
   float values[kLanes];
   store(values, v);
   from_float(values, kLanes, dst);
-}
-
-inline void store_floats(Vec v, RoundedFloat* dst) {
-  store(&dst->value, round_to_bfloat16(v));
-}
-
-inline void store_floats(Vec v, int64_t count, RoundedFloat* dst) {
-  store_floats(round_to_bfloat16(v), count, &dst->value);
 }
 
 // The first `count` lanes.

@@ -6,16 +6,17 @@
 namespace pvt {
 
 // In rising order: a processor that runs one level runs every level below it.
-enum class CpuLevel { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+enum class CpuLevel { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16 };
 
-// "baseline", "avx2", "avx512", "avx512_bf16"
+// "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"
 const char* name(CpuLevel level);
 
 // The levels this library was compiled with, lowest first. Only the baseline outside x86-64.
 const std::vector<CpuLevel>& compiled_cpu_levels();
 
-// The highest level that was compiled and that the processor runs, or a lower one named by
-// PVT_CPU_LEVEL. Throws std::runtime_error if that variable holds any other word.
+// The fastest level that was compiled and that the processor runs, or the one named by
+// PVT_CPU_LEVEL, or the highest below that. Throws std::runtime_error if that variable holds any
+// other word.
 CpuLevel cpu_level();
 
 }  // namespace pvt

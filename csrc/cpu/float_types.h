@@ -12,11 +12,6 @@ namespace pvt {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// A float that bfloat16 holds exactly.
-struct RoundedFloat {
-  float value;
-};
-
 // What queries, keys, scores and values are multiplied in beside weights of scalar_t: 8-bit
 // integers are too coarse for them.
 template <class scalar_t>

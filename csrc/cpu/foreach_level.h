@@ -1,6 +1,6 @@
 // Compiles the file named by PVT_KERNEL_BODY once per CPU level, each time in a namespace of its
-// own (pvt::baseline, pvt::avx2, pvt::avx512, pvt::avx512_bf16) with that level's instructions
-// allowed, so one portable binary holds them all and no source needs compiler flags of its own.
+// own (pvt::baseline, pvt::avx2, ..., pvt::avx512_bf16) with that level's instructions allowed, so
+// one portable binary holds them all and no source needs compiler flags of its own.
 //
 //   #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
 //   #include "cpu/foreach_level.h"
@@ -35,6 +35,7 @@
 // A test that emulates these levels has defined what they may use instead.
 #if !defined(PVT_AVX512_FEATURES)
 #define PVT_AVX512_FEATURES "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+#define PVT_AVX512_VNNI_FEATURES "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 #define PVT_AVX512_BF16_FEATURES \
   "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
 #endif
@@ -42,7 +43,8 @@
 #define PVT_LEVEL_BASELINE 0
 #define PVT_LEVEL_AVX2 1
 #define PVT_LEVEL_AVX512 2
-#define PVT_LEVEL_AVX512_BF16 3
+#define PVT_LEVEL_AVX512_VNNI 3
+#define PVT_LEVEL_AVX512_BF16 4
 
 #define PVT_LEVEL PVT_LEVEL_BASELINE
 namespace pvt::baseline {
@@ -68,6 +70,14 @@ namespace pvt::avx512 {
 PVT_TARGET_END
 #include "cpu/next_level.h"
 
+#define PVT_LEVEL PVT_LEVEL_AVX512_VNNI
+PVT_TARGET_BEGIN(PVT_AVX512_VNNI_FEATURES)
+namespace pvt::avx512_vnni {
+#include PVT_KERNEL_BODY
+}
+PVT_TARGET_END
+#include "cpu/next_level.h"
+
 #define PVT_LEVEL PVT_LEVEL_AVX512_BF16
 PVT_TARGET_BEGIN(PVT_AVX512_BF16_FEATURES)
 namespace pvt::avx512_bf16 {
@@ -76,11 +86,12 @@ namespace pvt::avx512_bf16 {
 PVT_TARGET_END
 #include "cpu/next_level.h"
 
-#define PVT_BEST_LEVEL(...)                                               \
-  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
-   : ::pvt::cpu_level() == CpuLevel::kAvx512   ? avx512::__VA_ARGS__      \
-   : ::pvt::cpu_level() == CpuLevel::kAvx2     ? avx2::__VA_ARGS__        \
-                                               : baseline::__VA_ARGS__)
+#define PVT_BEST_LEVEL(...)                                                 \
+  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16   ? avx512_bf16::__VA_ARGS__ \
+   : ::pvt::cpu_level() == CpuLevel::kAvx512Vnni ? avx512_vnni::__VA_ARGS__ \
+   : ::pvt::cpu_level() == CpuLevel::kAvx512     ? avx512::__VA_ARGS__      \
+   : ::pvt::cpu_level() == CpuLevel::kAvx2       ? avx2::__VA_ARGS__        \
+                                                 : baseline::__VA_ARGS__)
 #else
 #define PVT_BEST_LEVEL(...) (baseline::__VA_ARGS__)
 #endif

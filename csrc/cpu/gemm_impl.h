@@ -105,8 +105,12 @@ inline void gemm_tile(int64_t rows, int64_t vecs, const Tile& tile, const Stride
 // even pace, so that memory is busy all the time and no tile waits for it.
 class ReadAhead {
  public:
-  ReadAhead(const NextPanels& next, int64_t tiles)
-      : next_(next), parts_((next.columns + kPanel - 1) / kPanel * kPanel) {
+  // steps: of a tile's sum, per unit
+  ReadAhead(const NextPanels& next, int64_t tiles, int64_t steps)
+      : next_(next),
+        parts_((next.columns + kPanel - 1) / kPanel * kPanel),
+        steps_(steps),
+        per_tile_(steps) {
     // Parts are kPanel of a panel; a tile takes a number of them that divides it, or all.
     while (per_tile_ < kPanel && per_tile_ * tiles < parts_) {
       per_tile_ *= 2;
@@ -117,24 +121,41 @@ class ReadAhead {
     const int64_t part = t * per_tile_;
     if (part < parts_) {
       tile.ahead = next_.panels + part / kPanel * next_.panel_stride + part % kPanel * next_.depth;
-      tile.ahead_step = per_tile_;
+      tile.ahead_step = per_tile_ / steps_;
     }
   }
 
  private:
   NextPanels next_;
-  int64_t parts_;
-  int64_t per_tile_ = 1;
+  int64_t parts_, steps_, per_tile_;
 };
+
+// Panels of units as panels of floats: [block.depth * kSteps][kPanel] each, one after the other.
+template <class scalar_t>
+inline void unpack(const NextPanels& block, float* floats) {
+  for (int64_t column = 0; column < block.columns; column += kPanel) {
+    const float* units = block.panels + panel_offset(column, block.panel_stride);
+    for (int64_t at = 0; at < block.depth * kPanel; at += kPanel) {
+      for (int step = 0; step < Operand<scalar_t>::kSteps; ++step, floats += kPanel) {
+        for (int j = 0; j < kPanel; j += kLanes) {
+          store(floats + j, Operand<scalar_t>::right_part(load(units + at + j), step));
+        }
+      }
+    }
+  }
+}
 
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
           const NextPanels& next) {
-  constexpr int64_t kBlock = kSumBlock / Operand<scalar_t>::kPerUnit;
-  constexpr int64_t kBlockUnits = kBlock * Operand<scalar_t>::kSteps + Operand<scalar_t>::kHeader;
+  using Op = Operand<scalar_t>;
+  constexpr int64_t kBlock = kSumBlock / Op::kPerUnit;
+  constexpr int64_t kBlockUnits = kBlock * Op::kSteps + Op::kHeader;
+  constexpr int64_t kUnpackTiles = 8;  // for fewer it takes longer than it saves
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const Strides strides{a_stride, panel_stride, c_stride};
+  const bool unpacks = Op::kUnpacks && tiles >= kUnpackTiles;
+  alignas(64) float unpacked[Op::kUnpacks ? kSumBlock * kTileColumns : 1];
   // Columns [j, ...) of units [k, ...) of the sum.
   const auto block_at = [=](int64_t j, int64_t k) {
     return NextPanels{b + panel_offset(j, panel_stride) + k * kPanel, panel_stride,
@@ -149,7 +170,12 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
       const ReadAhead read_ahead(k + kBlock < K               ? block_at(j, k + kBlock)
                                  : j + kTileColumns < columns ? block_at(j + kTileColumns, 0)
                                                               : next,
-                                 tiles);
+                                 tiles, unpacks ? Op::kSteps : 1);
+      Strides strides{a_stride, panel_stride, c_stride};
+      if (unpacks) {
+        unpack<scalar_t>(block, unpacked);
+        strides.panel = block.depth * Op::kSteps * kPanel;
+      }
       int64_t row = 0;
       for (int64_t t = 0; t < tiles; ++t) {
         // Of almost equal height: 50 rows are 5 x 6 + 4 x 5, not 8 x 6 + 2.
@@ -162,7 +188,13 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
                   block.panels,
                   0};
         read_ahead.deal(t, tile);
-        gemm_tile<scalar_t>(height, vecs, tile, strides);
+        if (unpacks) {
+          tile.K *= Op::kSteps;
+          tile.b = unpacked;
+          gemm_tile<float>(height, vecs, tile, strides);
+        } else {
+          gemm_tile<scalar_t>(height, vecs, tile, strides);
+        }
         row += height;
       }
     }

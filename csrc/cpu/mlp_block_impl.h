@@ -12,7 +12,10 @@
 #include "cpu/linear.h"
 
 constexpr int64_t kHiddenBlock = kSumBlock;
-constexpr int64_t kGeluRows = 24;  // rows of sums that wait for their GELU: 6 KB, or 24
+
+// Rows of sums that wait for their GELU: 6 KB, or 24; or of a whole tile of tokens, 27 KB.
+template <class scalar_t>
+constexpr int64_t kGeluRows = Operand<scalar_t>::kUnpacks ? 108 : 24;
 
 // Columns of a row of sums: a tile, or all that have one scale.
 template <class scalar_t>
@@ -20,31 +23,43 @@ constexpr int64_t kGeluColumns = Operand<scalar_t>::kHeader == 0 ? kTileColumns 
 
 // Floats of working memory that hidden_columns() needs.
 template <class scalar_t>
-constexpr int64_t kHiddenScratchSize = kGeluRows * kGeluColumns<scalar_t>;
+constexpr int64_t kHiddenScratchSize = kGeluRows<scalar_t> * kGeluColumns<scalar_t>;
 
-// units <- gelu(what fc1 gives for the sums of columns [begin, begin + columns) of one token)
+// units <- gelu(what fc1 gives for the sums of columns [begin, begin + columns)), row by row
+//   sums: [rows, kGeluColumns]   units: rows units_stride apart
 template <class scalar_t>
-inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns, float* sums,
-                          float* units) {
+inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns, int64_t rows,
+                          float* sums, float* units, int64_t units_stride) {
   using Op = Operand<scalar_t>;
   using Element = typename Op::Element;
-  Element* out = reinterpret_cast<Element*>(units);
-  IntVec largest{};
-  for (int64_t c = 0; c < columns; c += kLanes) {
-    const int64_t count = columns - c;
-    const Vec value =
-        gelu_before<scalar_t>(completed<scalar_t>(load(sums + c), fc1, begin + c, count));
+  constexpr int64_t width = kGeluColumns<scalar_t>;
+  IntVec largest[kGeluRows<scalar_t>];
+  for (int64_t r = 0; r < rows; ++r) {
+    Element* out = reinterpret_cast<Element*>(units + r * units_stride);
+    float* row = sums + r * width;
+    IntVec largest_of_row{};
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t count = columns - c;
+      const Vec value =
+          gelu_before<scalar_t>(completed<scalar_t>(load(row + c), fc1, begin + c, count));
+      if constexpr (Op::kHeader > 0) {
+        store(row + c, value);
+        largest_of_row = Op::larger(largest_of_row, value);
+      } else {
+        store_floats(value, count, out + c);
+      }
+    }
     if constexpr (Op::kHeader > 0) {
-      store(sums + c, value);
-      largest = Op::larger(largest, value);
-    } else {
-      store_floats(value, count, out + c);
+      largest[r] = largest_of_row;
+    } else if (columns % Op::kPerUnit != 0) {
+      out[columns] = Element{0.f};  // the pair of the last one
     }
   }
   if constexpr (Op::kHeader > 0) {
-    Op::block_to_left(sums, columns, largest, units);
-  } else if (columns % Op::kPerUnit != 0) {
-    out[columns] = Element{0.f};  // the pair of the last one
+    // Afterwards, so that no row waits for the largest value of the one before.
+    for (int64_t r = 0; r < rows; ++r) {
+      Op::block_to_left(sums + r * width, columns, largest[r], units + r * units_stride);
+    }
   }
 }
 
@@ -55,7 +70,7 @@ template <class scalar_t>
 inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t rows, int64_t begin,
                            int64_t count, float* hidden, int64_t hidden_stride, float* sums,
                            const NextPanels& next) {
-  constexpr int64_t width = kGeluColumns<scalar_t>;
+  constexpr int64_t width = kGeluColumns<scalar_t>, max_height = kGeluRows<scalar_t>;
   const int64_t stride = row_units<scalar_t>(args.C);
   for (int64_t j = 0; j < count; j += width) {
     const int64_t columns = count - j < width ? count - j : width;
@@ -63,14 +78,12 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
         j + width < count
             ? first_panels<scalar_t>(args.fc1, args.C, args.hidden, begin + j + width, 0)
             : next;
-    for (int64_t i = 0; i < rows; i += kGeluRows) {
-      const int64_t height = rows - i < kGeluRows ? rows - i : kGeluRows;
+    for (int64_t i = 0; i < rows; i += max_height) {
+      const int64_t height = rows - i < max_height ? rows - i : max_height;
       multiply_columns<scalar_t>(args.fc1, tokens + i * stride, height, args.C, begin + j, columns,
                                  sums, width, i == 0 ? following : NextPanels{});
-      for (int64_t r = 0; r < height; ++r) {
-        gelu_to_units<scalar_t>(args.fc1, begin + j, columns, sums + r * width,
-                                hidden + (i + r) * hidden_stride + row_units<scalar_t>(j));
-      }
+      gelu_to_units<scalar_t>(args.fc1, begin + j, columns, height, sums,
+                              hidden + i * hidden_stride + row_units<scalar_t>(j), hidden_stride);
     }
   }
 }

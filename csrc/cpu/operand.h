@@ -23,10 +23,10 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 //   kPerUnit: inputs of a right-hand unit
 //   kSteps: left-hand units for each of those; step s multiplies left-hand unit s by
 //   right_part(unit, s)
-//   kHeader: units before every kSumBlock inputs of a left-hand row
-//   Element: what to_left() is spared for if a row is written as that: left-hand units are made of
-//   it, or, for integers, float, of which they are made afterwards
-//   Sum: a vector of sums
+//   kUnpacks: whether many rows are better multiplied as floats, with right-hand units that are
+//   taken apart for all of them at once kHeader: units before every kSumBlock inputs of a left-hand
+//   row Element: what to_left() is spared for if a row is written as that: left-hand units are made
+//   of it, or, for integers, float, of which they are made afterwards Sum: a vector of sums
 //   first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
 //   end
 template <class scalar_t>
@@ -35,6 +35,7 @@ struct Operand {
   using Sum = Vec;
   static constexpr int kPerUnit = 1;
   static constexpr int kSteps = 1;
+  static constexpr bool kUnpacks = false;
   static constexpr int kHeader = 0;
 
   static Vec right_part(Vec unit, int /*step*/) { return unit; }

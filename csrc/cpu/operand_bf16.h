@@ -12,14 +12,17 @@ struct Operand<BFloat16> {
 #if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
   using Element = BFloat16;
   static constexpr int kSteps = 1;
+  static constexpr bool kUnpacks = false;
 
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
   static void multiply_add(Vec left, Vec right, Vec& sum) {
     sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
   }
 #else
-  using Element = RoundedFloat;
+  using Element = float;  // not rounded: nothing would be gained
   static constexpr int kSteps = 2;
+  // Shifts take the place of multiply-adds where 512 bits are calculated by the same two ports.
+  static constexpr bool kUnpacks = PVT_LEVEL >= PVT_LEVEL_AVX512;
 
   // The first or second of the pair as a float: bfloat16 is the upper half of one.
   static Vec right_part(Vec unit, int step) {

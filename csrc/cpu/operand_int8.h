@@ -17,7 +17,7 @@ struct Operand<int8_t> {
   static constexpr int kHeader = 2;
 
   // Integer: what the left-hand side consists of. A multiply-add takes as many as fill 32 bits.
-#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+#if PVT_LEVEL >= PVT_LEVEL_AVX512_VNNI
   using Integer = int8_t;
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
   static void multiply_add(Vec left, Vec right, IntVec& sum) {
@@ -47,6 +47,7 @@ struct Operand<int8_t> {
   }
 #endif
   static constexpr int kSteps = sizeof(Integer);
+  static constexpr bool kUnpacks = false;
 
   static IntVec first_sum(const float* header) { return (IntVec)broadcast(header[1]); }
   static Vec total(IntVec sum, const float* header) {
@@ -109,7 +110,7 @@ struct Operand<int8_t> {
   // dst <- the integer of every lane that round() gave. (GCC 12 takes __builtin_convertvector
   // apart.)
   static void store_integers(IntVec v, Integer* dst) {
-#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+#if PVT_LEVEL >= PVT_LEVEL_AVX512_VNNI
     _mm_storeu_si128(reinterpret_cast<__m128i*>(dst),
                      _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
 #elif PVT_LEVEL == PVT_LEVEL_AVX512

@@ -12,6 +12,7 @@
 
 // In place of what foreach_level.h would allow.
 #define PVT_AVX512_FEATURES "avx2,fma,f16c"
+#define PVT_AVX512_VNNI_FEATURES "avx2,fma,f16c"
 #define PVT_AVX512_BF16_FEATURES "avx2,fma,f16c"
 #define PVT_EMULATED_AVX512
 

@@ -44,10 +44,11 @@ inline bool can_test(pvt::CpuLevel level) {
     }                                                       \
   }
 #if defined(__x86_64__)
-#define PVT_TEST_EVERY_LEVEL(title, CHECK)          \
-  PVT_TEST_LEVEL(title, CHECK, baseline, kBaseline) \
-  PVT_TEST_LEVEL(title, CHECK, avx2, kAvx2)         \
-  PVT_TEST_LEVEL(title, CHECK, avx512, kAvx512)     \
+#define PVT_TEST_EVERY_LEVEL(title, CHECK)               \
+  PVT_TEST_LEVEL(title, CHECK, baseline, kBaseline)      \
+  PVT_TEST_LEVEL(title, CHECK, avx2, kAvx2)              \
+  PVT_TEST_LEVEL(title, CHECK, avx512, kAvx512)          \
+  PVT_TEST_LEVEL(title, CHECK, avx512_vnni, kAvx512Vnni) \
   PVT_TEST_LEVEL(title, CHECK, avx512_bf16, kAvx512Bf16)
 #else
 #define PVT_TEST_EVERY_LEVEL(title, CHECK) PVT_TEST_LEVEL(title, CHECK, baseline, kBaseline)
