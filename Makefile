@@ -2,6 +2,7 @@
 # make test   everything that can fail: Python tests, C++ tests, parity of the two
 # make lint   formatting, types
 # make bench  the operators beside PyTorch's own
+# make gpu-test  the CUDA kernels on this machine's GPU, in a Python that has a CUDA build of torch
 # Each can be repeated; what is up to date is not built again. `make clean` starts over.
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ CIFAR10_PHOTOS := $(addprefix $(PHOTOS)/, airplane.jpg cat.jpg horse.jpg)
 PARALLEL := -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench cpp clean FORCE
+.PHONY: demo test lint bench gpu-test cpp clean FORCE
 
 # Answers by $(MODEL) with its published weights or, where these could not be had, by pvt_nano, whose
 # weights are in the package; it knows the ten classes of CIFAR-10, so it sees photos of these.
@@ -44,6 +45,14 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ops
+
+# ---- on a machine with a GPU ----
+
+# A Python with a CUDA build of torch (2.10 or newer) and pytest; nothing is installed but this package.
+GPU_PYTHON ?= python3
+
+gpu-test:
+	tools/gpu_test.sh "$(GPU_PYTHON)"
 
 # ---- Python environment ----
 

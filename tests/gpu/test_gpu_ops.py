@@ -1,0 +1,253 @@
+"""The operators of a packed model on a GPU, against their reference there and in float64."""
+
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from gpu import skip_without_gpu
+from torch import Tensor
+
+from pvt_ext import block_ops, build_info, reference
+
+skip_without_gpu()
+
+DTYPES = [torch.bfloat16, torch.float16]
+CHANNELS = [32, 64, 128, 160, 256, 320, 512]
+ROWS = [(1, 1), (1, 15), (2, 16), (3, 17), (1, 49), (7, 50), (2, 196), (1, 197), (1, 3136)]
+KEYS = [1, 7, 8, 13, 16, 17, 49, 50, 63, 64, 65, 144, 250, 256, 257]
+HEADS = [(32, 1), (64, 2), (64, 1), (128, 2), (160, 5), (256, 8), (320, 5), (512, 8)]
+# sr_ratio and channels of each stage, v1's first
+REDUCTIONS = [(8, 64), (4, 128), (2, 320), (0, 512), (8, 32), (4, 64), (2, 160), (0, 256)]
+PATCHES = [(64, 128), (128, 320), (320, 512), (32, 64), (64, 160), (160, 256)]
+
+MLP = [
+    *(cases.MlpBlockCase(B, N, 64, 512) for B, N in ROWS),
+    *(cases.MlpBlockCase(2, 197, C, 4 * C) for C in CHANNELS),
+    cases.MlpBlockCase(1, 17, 64, 100),
+    cases.MlpBlockCase(1, 17, 70, 280),
+    cases.MlpBlockCase(16, 3136, 64, 512),
+]
+ATTENTION = [
+    *(cases.AttentionBlockCase(B, N, 64, 1, 49) for B, N in ROWS),
+    *(cases.AttentionBlockCase(2, 50, 64, 1, kv_len) for kv_len in KEYS),
+    *(cases.AttentionBlockCase(3, 33, 320, 5, kv_len) for kv_len in KEYS),
+    *(cases.AttentionBlockCase(2, 197, C, heads, 49) for C, heads in HEADS),
+    cases.AttentionBlockCase(2, 50, 64, 1, 1000),
+    cases.AttentionBlockCase(2, 50, 80, 2, 49),
+]
+REDUCTION = [
+    *(cases.KvCase(2, 56 if R > 4 else 28, 29, C, R) for R, C in REDUCTIONS),
+    *(cases.KvCase(3, max(R, 1), max(R, 1), C, R) for R, C in REDUCTIONS),
+    cases.KvCase(1, 15, 17, 48, 3),
+]
+PATCH = [
+    *(cases.PatchCase(2, C_in, 14, 28, C, 2, 2, tokens=True) for C_in, C in PATCHES),
+    *(cases.PatchCase(1, C_in, 15, 9, C, 3, 2, 1, False, tokens=True) for C_in, C in PATCHES),
+    cases.PatchCase(2, 3, 64, 64, 64, 4, 4),
+]
+# Operators without CUDA kernels: ATen's, on the same device.
+OTHERS = [
+    ("pool_kv", cases.PoolCase(2, 25, 40, 64, 7)),
+    ("conv_mlp_block_", cases.ConvMlpCase(2, 14, 15, 64, 512)),
+    ("conv_mlp_block_", cases.ConvMlpCase(2, 7, 7, 64, 256, relu=True)),
+]
+ALL = [
+    *(("mlp_block_", case) for case in MLP),
+    *(("attention_block_", case) for case in ATTENTION),
+    *(("reduce_kv", case) for case in REDUCTION),
+    *(("patch_embed", case) for case in PATCH),
+    *OTHERS,
+]
+ONE_OF_EACH = [
+    ("mlp_block_", cases.MlpBlockCase(2, 197, 64, 512)),
+    ("attention_block_", cases.AttentionBlockCase(2, 197, 64, 1, 49)),
+    ("reduce_kv", cases.KvCase(2, 28, 28, 64, 4)),
+    ("patch_embed", cases.PatchCase(2, 64, 28, 28, 128, 2, 2, tokens=True)),
+]
+# What a profiler calls the kernels of each.
+KERNELS = {
+    "mlp_block_": "mlp_block",
+    "attention_block_": "attention_block_kernel",
+    "reduce_kv": "linear_kernel",
+    "patch_embed": "patch_norm_kernel",
+}
+
+
+def on(device, inputs):
+    # Strides stay: x of a patch embedding is a view of tokens.
+    return [x.to(device) if isinstance(x, Tensor) else x for x in inputs]
+
+
+def poison_free_memory(device):
+    """What is allocated next holds NaN, so that a value that was never written is seen."""
+    torch.full((1 << 24,), float("nan"), device=device)
+
+
+def run(name, inputs):
+    inputs = list(inputs)
+    if name.endswith("_"):
+        inputs[0] = inputs[0].clone()
+    return getattr(block_ops, name)(*inputs)
+
+
+def check(name, inputs, device):
+    """The error is at most one and a half times that of the formula in the same dtype."""
+    formula = getattr(reference, name.rstrip("_"))
+    inputs = on(device, inputs)
+    poison_free_memory(device)
+    ours = run(name, inputs)
+    torchs = formula(*inputs)
+    truth = formula(*(cases.in_double(x) for x in inputs))
+    assert ours.device == truth.device
+    assert ours.dtype == torchs.dtype
+    error, torch_error = (cases.rms(x.double() - truth) for x in (ours, torchs))
+    eps = torch.finfo(ours.dtype).eps
+    assert error <= 1.5 * torch_error + eps / 4 * cases.rms(truth), (error, torch_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "case"), ALL, ids=str)
+def test_matches_float64(name, case, dtype, device):
+    check(name, case.inputs(dtype, dtype), device)
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_float32(name, case, device):
+    """Through ATen. (float32 products on a GPU are exact as long as TF32 is off, as by default.)"""
+    check(name, case.inputs(), device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_runs_its_own_kernel(name, case, dtype, gpu):
+    assert build_info()["cuda_architectures"], "pvt_ext was built without CUDA kernels"
+    inputs = on(gpu, case.inputs(dtype, dtype))
+    run(name, inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(name, inputs)
+        torch.cuda.synchronize()
+    names = [event.key for event in profile.key_averages()]
+    assert any(KERNELS[name] in key for key in names), names
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_a_hundred_runs_give_the_same_bits(name, case, device):
+    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    first = run(name, inputs)
+    for _ in range(100):
+        assert torch.equal(run(name, inputs), first)
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_an_image_does_not_depend_on_its_batch(name, case, device):
+    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    together = run(name, inputs)
+    for b in range(case.B):
+        alone = [
+            x[b : b + 1] if isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == case.B else x
+            for x in inputs
+        ]
+        assert torch.allclose(run(name, alone), together[b : b + 1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_no_images(name, case, device):
+    inputs = on(device, replace(case, B=0).inputs(torch.bfloat16, torch.bfloat16))
+    assert run(name, inputs).shape[0] == 0
+
+
+@pytest.mark.parametrize("layout", ["sliced", "every second"])
+@pytest.mark.parametrize(("name", "argument"), [("reduce_kv", 0), ("attention_block_", 1)])
+def test_other_strides(name, argument, layout, device):
+    case = dict(ONE_OF_EACH)[name]
+    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    expected = run(name, inputs)
+    inputs[argument] = cases.restrided(inputs[argument], layout)
+    assert not inputs[argument].is_contiguous()
+    assert torch.allclose(run(name, inputs), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_"])
+def test_tokens_at_an_odd_address(name, device):
+    """16-byte accesses are impossible; the answer is ATen's, not an error."""
+    case = dict(ONE_OF_EACH)[name]
+    x, *rest = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    expected = run(name, [x, *rest])
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)[1:].view(x.shape)
+    getattr(block_ops, name)(shifted.copy_(x), *rest)
+    assert torch.allclose(shifted, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_large_scores(device):
+    case = cases.AttentionBlockCase(2, 50, 64, 1, 144)
+    x, kv, *rest = case.inputs(torch.bfloat16, torch.bfloat16)
+    kv[..., :64] *= 60
+    check("attention_block_", [x, kv, *rest], device)
+
+
+@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_", "reduce_kv", "patch_embed"])
+def test_tokens_without_variance(name, device):
+    x, *rest = dict(ONE_OF_EACH)[name].inputs(torch.bfloat16, torch.bfloat16)
+    check(name, [torch.full_like(x, 3), *rest], device)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_"])
+def test_a_bad_token_spoils_no_other(name, bad, device):
+    x, *rest = on(device, dict(ONE_OF_EACH)[name].inputs(torch.bfloat16, torch.bfloat16))
+    x[0, 5, 3] = bad
+    out = run(name, [x, *rest])
+    spoilt = out.isnan().any(dim=-1)
+    assert spoilt[0, 5]
+    assert spoilt.sum() == 1
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_two_streams_at_once(name, case, gpu):
+    draws = [on(gpu, case.inputs(torch.bfloat16, torch.bfloat16)) for _ in range(2)]
+    expected = [run(name, inputs) for inputs in draws]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    results = [[], []]
+    for _ in range(20):
+        for stream, inputs, outs in zip(streams, draws, results, strict=True):
+            with torch.cuda.stream(stream):
+                outs.append(run(name, inputs))
+    torch.cuda.synchronize()
+    for outs, one in zip(results, expected, strict=True):
+        assert all(torch.equal(out, one) for out in outs)
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_graph_capture(name, case, gpu):
+    """Captured on one set of inputs, replayed on another."""
+    inputs, others = (on(gpu, case.inputs(torch.bfloat16, torch.bfloat16)) for _ in range(2))
+    expected = run(name, others)
+    run(name, inputs)  # limits of shared memory are raised at the first launch
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(name, inputs)
+    for mine, other in zip(inputs, others, strict=True):
+        if isinstance(mine, Tensor):
+            mine.copy_(other)
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_another_device_than_the_current_one(name, case, gpu):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NOT TESTED: needs two GPUs")
+    inputs = case.inputs(torch.bfloat16, torch.bfloat16)
+    first, second = (run(name, on(torch.device("cuda", i), inputs)) for i in range(2))
+    assert second.device.index == 1
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(first.cpu(), second.cpu())
+
+
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_opcheck(name, case, device):
+    """Schema, shape function and dispatch agree."""
+    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    torch.library.opcheck(getattr(torch.ops.pvt, name).default, tuple(inputs))
