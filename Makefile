@@ -2,7 +2,7 @@
 # make test   everything that can fail: Python tests, C++ tests, parity of the two
 # make lint   formatting, types
 # make bench  the operators beside PyTorch's own
-# make gpu-test  the CUDA kernels on this machine's GPU, in a Python that has a CUDA build of torch
+# make gpu-test, gpu-bench  the CUDA kernels on a GPU, in a Python with a CUDA build of torch
 # Each can be repeated; what is up to date is not built again. `make clean` starts over.
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ CIFAR10_PHOTOS := $(addprefix $(PHOTOS)/, airplane.jpg cat.jpg horse.jpg)
 PARALLEL := -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu-test cpp clean FORCE
+.PHONY: demo test lint bench gpu-test gpu-bench cpp clean FORCE
 
 # Answers by $(MODEL) with its published weights or, where these could not be had, by pvt_nano, whose
 # weights are in the package; it knows the ten classes of CIFAR-10, so it sees photos of these.
@@ -51,8 +51,16 @@ bench: $(VENV)/installed
 # A Python with a CUDA build of torch (2.10 or newer) and pytest; nothing is installed but this package.
 GPU_PYTHON ?= python3
 
+# What gpu-bench writes: GPU_RESULT.json, .svg and .png.
+GPU_RESULT ?= benchmarks/results/gpu
+
 gpu-test:
+	tools/gpu_build.sh "$(GPU_PYTHON)"
 	tools/gpu_test.sh "$(GPU_PYTHON)"
+
+gpu-bench:
+	tools/gpu_build.sh "$(GPU_PYTHON)"
+	$(GPU_PYTHON) -m benchmarks.gpu --json $(GPU_RESULT).json --plot $(GPU_RESULT)
 
 # ---- Python environment ----
 

@@ -18,7 +18,15 @@ COLOURS = {
     "inductor": "#808080",
     "onnxruntime": "#56b4e9",
     "openvino": "#0072b2",
+    # on a GPU
+    "sdpa flash": "#b0b0b0",
+    "sdpa cudnn": "#999999",
+    "sdpa efficient": "#8c8c8c",
+    "sdpa math": "#c4c4c4",
+    "max-autotune": "#56b4e9",
+    "aotinductor": "#0072b2",
     "ours": "#d55e00",
+    "ours, graph": "#a34700",
 }
 NAMES = {
     "eager": "PyTorch eager",
@@ -26,7 +34,14 @@ NAMES = {
     "inductor": "torch.compile",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "sdpa flash": "SDPA, flash",
+    "sdpa cudnn": "SDPA, cuDNN",
+    "sdpa efficient": "SDPA, efficient",
+    "sdpa math": "SDPA, math",
+    "max-autotune": "torch.compile, max-autotune",
+    "aotinductor": "AOTInductor",
     "ours": "pvt_ext",
+    "ours, graph": "pvt_ext, CUDA graph",
 }
 WIDTH = 0.8  # of a group of bars, of 1
 
@@ -61,18 +76,21 @@ def plot(data: dict[str, Any], stem: Path) -> None:
         axis.set_title(f"{name}, {H}x{W}, batch {batch}", loc="left", fontsize=9)
     for line in axes:
         line[0].set_ylabel("images per second")
+    per_line = min(len(shown), 3 * columns)
+    legend_lines = -(-len(shown) // per_line)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[p]) for p in shown]
     figure.legend(
-        handles, [NAMES[p] for p in shown], loc="lower center", ncols=len(shown), frameon=False,
+        handles, [NAMES[p] for p in shown], loc="lower center", ncols=per_line, frameon=False,
         columnspacing=1.2, handlelength=1,
     )  # fmt: skip
     facts = data["machine"]
+    threads = f"{facts['threads']} threads, " if "threads" in facts else ""
     figure.suptitle(
-        f"{facts['processor']}, {facts['threads']} threads, {facts['date']}. "
+        f"{facts['processor']}, {threads}{facts['date']}. "
         "Over ours: ratio to the best other; x: not available",
         fontsize=8, color="#555555", x=0.01, ha="left",
     )  # fmt: skip
-    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    figure.tight_layout(rect=(0, 0.25 * legend_lines / figure.get_figheight(), 1, 1))
     stem.parent.mkdir(parents=True, exist_ok=True)
     # No date inside, so that the same numbers give the same file.
     figure.savefig(stem.with_name(stem.name + ".svg"), metadata={"Date": None})
@@ -97,7 +115,7 @@ def _panel(axis: Any, rows: list[dict[str, Any]], shown: list[str]) -> None:
             )  # fmt: skip
             low, high = (1e3 * row["batch"] / result[k] for k in ("high_ms", "low_ms"))
             axis.plot([x, x], [low, high], color="#333333", linewidth=0.7)
-            if peer == "ours" and result.get("ratio") is not None:
+            if peer.startswith("ours") and result.get("ratio") is not None:
                 axis.annotate(
                     f"{result['ratio']:.2f}x", (x, max(speed, high)), (0, 2), fontsize=8,
                     textcoords="offset points", ha="center", va="bottom", weight="bold",

@@ -46,7 +46,7 @@ def finish(row: dict[str, Any]) -> None:
     The best peer is the fastest with right logits, ours aside; a ratio above 1 is faster than it.
     """
     peers: dict[str, dict[str, Any]] = row["peers"]
-    rivals = [p for p, r in peers.items() if p != "ours" and r["status"] == "ok"]
+    rivals = [p for p, r in peers.items() if not p.startswith("ours") and r["status"] == "ok"]
     best = min(rivals, key=lambda p: peers[p]["median_ms"], default=None)
     row["best_peer"] = best
     for result in peers.values():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import compare, plot
+from benchmarks import compare, gpu, gpu_peers, plot
 from benchmarks.fma_peak import KINDS, CannotCompileError, FmaPeak
 from benchmarks.job import Job, batches, save_images, save_weights
 from benchmarks.peers import PEERS
@@ -161,4 +161,28 @@ def test_peers_that_fail_are_said_to(tmp_path):
 
 def test_all_peers_have_a_colour_and_a_name():
     assert list(plot.COLOURS) == list(plot.NAMES)
-    assert set(plot.COLOURS) == set(PEERS)
+    assert set(plot.COLOURS) == set(PEERS) | set(gpu_peers.PEERS)
+
+
+def test_gpu_benchmark_tries_itself_on_a_cpu(tmp_path, capsys):
+    """All but CUDA: every operator, every candidate, and what is left out is said."""
+    path = tmp_path / "gpu.json"
+    options = "--device cpu --size 32 --batch 2 --seconds 0.1 --minutes 0.5"
+    gpu.main(["pvt_nano", *options.split(), "--json", str(path), "--plot", str(tmp_path / "gpu")])
+    out = capsys.readouterr().out
+    assert "max-autotune    !! not measured: no time left to compile" in out
+    assert "ours, graph     !! not available: graphs are CUDA's" in out
+    data = json.loads(path.read_text())
+    (measured,) = data["rows"]
+    assert measured["peers"]["ours"]["status"] == "ok"
+    assert measured["best_peer"] in ("eager", "sdpa flash", "sdpa math")
+    assert {row["operator"].split()[0] for row in data["operators"]} == {
+        "patch_embed",
+        "reduce_kv",
+        "attention_block_",
+        "conv_mlp_block_",
+    }
+    assert all(row["floor_ms"] > 0 for row in data["operators"])
+    assert (tmp_path / "gpu.svg").exists()
+    gpu.main(["pvt_nano", *options.split(), "--minutes", "0"])
+    assert "batch 2: NOT MEASURED, no time left" in capsys.readouterr().out
