@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <barrier>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -16,6 +17,21 @@
 
 namespace pvt::cuda {
 
+#if defined(PVT_WARPS_AT_ONCE)
+// For the thread sanitizer: warps run at the same time, and nothing but the kernel's own barriers
+// orders what they do, so that it sees every pair of accesses that these leave open.
+class Turns {
+ public:
+  Turns(int warps, unsigned /*seed*/) : barrier_(warps) {}
+
+  void begin(int /*warp*/) {}
+  void sync(int /*warp*/) { barrier_.arrive_and_wait(); }
+  void end() { barrier_.arrive_and_drop(); }
+
+ private:
+  std::barrier<> barrier_;
+};
+#else
 // Lets the warps of a block run from barrier to barrier one after the other, each time in another
 // order: a warp that needs what another one does without a barrier between them finds it undone.
 class Turns {
@@ -61,6 +77,7 @@ class Turns {
   std::mutex mutex_;
   std::condition_variable changed_;
 };
+#endif
 
 template <int kWarps>
 class HostBlock {
