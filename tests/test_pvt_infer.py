@@ -78,6 +78,21 @@ def test_a_bad_image_is_skipped_and_nothing_else(infer: Infer, tmp_path: Path) -
                 load_image(folder / name)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_overlap_changes_nothing_but_the_time(infer: Infer, tmp_path: Path, batch: int) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"hello")
+    images = [*PHOTO_FILES, tmp_path / "bad.jpg", *PHOTO_FILES, tmp_path / "bad.jpg"]
+    files = ("--dump-input", tmp_path / "x.npy", "--logits", tmp_path / "y.npy")
+
+    def outcome(*arguments: object) -> tuple[str, list[str], bytes, bytes]:
+        result = infer("--batch", batch, *files, *arguments, *images, code=3)
+        written = [(tmp_path / name).read_bytes() for name in ("x.npy", "y.npy")]
+        return result.stdout, errors(result), written[0], written[1]
+
+    assert outcome("--overlap") == outcome()
+    assert not infer("--overlap", tmp_path / "bad.jpg", code=3).stdout
+
+
 def test_too_many_pixels_are_refused_as_by_pillow(infer: Infer, tmp_path: Path) -> None:
     file = tmp_path / "bomb.png"
     start = png(np.zeros((1, 1, 1), np.uint8), 8, 0)

@@ -63,6 +63,8 @@ std::optional<int> parse_options(int argc, char** argv, Options& options) {
   app.add_option("--repeat", options.repeat, "times to read each image and to run each batch")
       ->type_name("N")
       ->check(count(1));
+  app.add_flag("--overlap", options.overlap,
+               "read the next batch while the network runs; always so on a GPU");
   app.add_option("--logits", options.logits, "also write the logits, float32 [images, classes]")
       ->type_name("FILE.npy");
   app.add_option("--dump-input", options.dump_input,

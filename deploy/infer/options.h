@@ -20,6 +20,7 @@ struct Options {
   std::string device = "cpu";
   int64_t warmup = 0;
   int64_t repeat = 1;
+  bool overlap = false;
   std::string logits;
   std::string dump_input;
   bool info = false;

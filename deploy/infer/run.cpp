@@ -1,5 +1,6 @@
 #include "run.h"
 
+#include <future>
 #include <iostream>
 #include <memory>
 
@@ -10,6 +11,12 @@
 
 namespace pvt {
 namespace {
+
+// Images that go through the network together. Empty: there are no more.
+struct Batch {
+  torch::Tensor input;             // [images, 3, height, width]
+  std::vector<std::string> paths;  // of each
+};
 
 class Runner {
  public:
@@ -27,14 +34,12 @@ class Runner {
     for (const std::string& problem : list_.problems) {
       report(problem);
     }
-    for (const std::string& path : list_.images) {
-      read(path);
-      if (static_cast<int64_t>(inputs_.size()) == options_.batch) {
-        answer();
-      }
-    }
-    if (!inputs_.empty()) {
-      answer();
+    // One batch is read while another is in the network; reading is one thread's work.
+    const auto when = options_.overlap || on_gpu() ? std::launch::async : std::launch::deferred;
+    std::future<Batch> next = std::async(when, [this] { return read_batch(); });
+    for (Batch batch = next.get(); !batch.paths.empty(); batch = next.get()) {
+      next = std::async(when, [this] { return read_batch(); });
+      answer(batch);
     }
     finish(logits_file_.get());
     finish(input_file_.get());
@@ -49,56 +54,75 @@ class Runner {
   }
 
  private:
+  bool on_gpu() const { return model_.device().is_cuda(); }
+
   void report(const std::string& problem) {
     ++num_bad_;
     std::cerr << "pvt_infer: " << problem << "; skipped\n";
   }
 
-  void read(const std::string& path) {
+  Batch read_batch() {
+    Batch batch;
+    std::vector<torch::Tensor> inputs;
+    while (next_image_ < list_.images.size() &&
+           static_cast<int64_t>(inputs.size()) < options_.batch) {
+      const std::string& path = list_.images[next_image_++];
+      if (const torch::Tensor input = read(path); input.defined()) {
+        inputs.push_back(input);
+        batch.paths.push_back(path);
+      }
+    }
+    if (!inputs.empty()) {
+      batch.input = torch::stack(inputs);
+      if (on_gpu()) {
+        batch.input = batch.input.pin_memory();  // from where a GPU copies it by itself
+      }
+    }
+    return batch;
+  }
+
+  // Undefined if it could not be read.
+  torch::Tensor read(const std::string& path) {
+    torch::Tensor input;
     try {
-      torch::Tensor input;
       for (int64_t i = 0; i < options_.repeat; ++i) {
         const Timer timer;
         input = model_.preprocess(read_image(path));
         reading_.add(timer.milliseconds(), 1);
       }
-      inputs_.push_back(input);
-      paths_.push_back(path);
     } catch (const std::exception& error) {
       // Unreadable, or too long and thin for the preprocessing: no reason to stop either way.
       report(path + ": " + error.what());
+      return {};
     }
+    return input;
   }
 
-  // Runs and prints the images read so far.
-  void answer() {
-    const torch::Tensor batch = torch::stack(inputs_);
+  void answer(const Batch& batch) {
     if (!warm_) {
       for (int64_t i = 0; i < options_.warmup; ++i) {
-        model_.forward(batch);
+        model_.forward(batch.input);
       }
       warm_ = true;
     }
     torch::Tensor logits;
     for (int64_t i = 0; i < options_.repeat; ++i) {
       const Timer timer;
-      logits = model_.forward(batch);
-      network_.add(timer.milliseconds(), batch.size(0));
+      logits = model_.forward(batch.input);
+      network_.add(timer.milliseconds(), logits.size(0));
     }
-    print(logits);
-    write(input_file_.get(), batch);
+    print(batch.paths, logits);
+    write(input_file_.get(), batch.input);
     write(logits_file_.get(), logits);
-    num_answered_ += batch.size(0);
-    inputs_.clear();
-    paths_.clear();
+    num_answered_ += logits.size(0);
   }
 
-  void print(const torch::Tensor& logits) const {
+  void print(const std::vector<std::string>& paths, const torch::Tensor& logits) const {
     static const std::vector<std::string> kNoLabels;
     const auto& labels = model_.metadata().has_value() ? model_.metadata()->labels : kNoLabels;
     const auto rows = top_k(logits, options_.topk);
     for (size_t i = 0; i < rows.size(); ++i) {
-      (options_.format == "json" ? print_json : print_text)(std::cout, paths_[i], rows[i], labels);
+      (options_.format == "json" ? print_json : print_text)(std::cout, paths[i], rows[i], labels);
     }
     // A reader of a pipe sees each batch when it is done, and a full disk ends the run.
     flush(std::cout);
@@ -123,8 +147,7 @@ class Runner {
   const ImageList& list_;
   const Model& model_;
   std::unique_ptr<NpyWriter> logits_file_, input_file_;
-  std::vector<torch::Tensor> inputs_;  // of the batch being filled, [3, height, width] each
-  std::vector<std::string> paths_;
+  size_t next_image_ = 0;  // of the list, to be read
   Stats reading_, network_;
   bool warm_ = false;
   int64_t num_answered_ = 0, num_bad_ = 0;

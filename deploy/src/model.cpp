@@ -87,7 +87,9 @@ torch::Tensor Model::preprocess(const Image& image) const {
 
 torch::Tensor Model::forward(const torch::Tensor& batch) const {
   const c10::InferenceMode guard;
-  return network_->forward(batch.to(device_)).to(torch::kFloat).cpu();
+  // Pinned memory is copied while this thread goes on to queue the network; the answer waits.
+  const bool pinned = device_.is_cuda() && batch.is_pinned();
+  return network_->forward(batch.to(device_, /*non_blocking=*/pinned)).to(torch::kFloat).cpu();
 }
 
 std::vector<std::vector<Prediction>> top_k(const torch::Tensor& logits, int64_t k) {
