@@ -84,17 +84,17 @@ def compare(job: Job, peers: list[str], seconds: float, reference: Array) -> dic
         reason = "" if instruction else f"this processor has no {job.dtype} multiply-add"
     except CannotCompileError as error:
         reason = str(error)
-    with workers(peers, job, _progress) as started:
+    with workers(peers, job, progress) as started:
         checks = {}
         for worker in started:
             logits = worker.ask("logits") if worker.ok else None
             checks[worker.peer] = None if logits is None else accuracy(logits, reference)
         running = [worker for worker in started if worker.ok]
-        _progress(f"{job.label}: measuring {', '.join(worker.peer for worker in running)}")
+        progress(f"{job.label}: measuring {', '.join(worker.peer for worker in running)}")
         disturbances = take_turns(
             running, seconds, (lambda: peaks.append(peak.measure())) if instruction else None
         )
-        _progress("")
+        progress("")
     row: dict[str, Any] = {
         "model": job.model,
         "dtype": job.dtype,
@@ -155,7 +155,7 @@ def _write(
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
     """One line that is written over, on terminals only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 
 import pvt_ext
 from benchmarks.blocks import Recorder
-from benchmarks.compare import image_size
+from benchmarks.compare import image_size, progress
 from benchmarks.gpu_peers import PEERS, SLOW_TO_PREPARE, Run, Setup
 from benchmarks.job import NotAvailableError
 from benchmarks.report import ERROR_LIMIT, accuracy, finish, is_right, summarise
@@ -92,12 +91,6 @@ def operators(name: str, x: Tensor, clock: Clock, roof: dict[str, float]) -> lis
     return list(rows.values())
 
 
-def say(text: str) -> None:
-    """One line that is written over, on terminals only."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def prepare(
     setup: Setup, peers: Sequence[str], deadline: float, reference: Tensor, x: Tensor
 ) -> tuple[dict[str, Run], dict[str, dict[str, Any]]]:
@@ -105,7 +98,7 @@ def prepare(
     runs: dict[str, Run] = {}
     states: dict[str, dict[str, Any]] = {}
     for peer in peers:
-        say(f"{setup.model}, batch {setup.batch}: preparing {peer}")
+        progress(f"{setup.model}, batch {setup.batch}: preparing {peer}")
         if peer in SLOW_TO_PREPARE and time.monotonic() + COMPILE_SECONDS > deadline:
             states[peer] = {"status": "not measured", "reason": "no time left to compile"}
             continue
@@ -125,7 +118,7 @@ def prepare(
         if not right:
             states[peer]["reason"] = f"error above {ERROR_LIMIT['bf16']:.0e}"
         runs[peer] = run
-    say("")
+    progress("")
     return runs, states
 
 

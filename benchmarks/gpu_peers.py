@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.job import NotAvailableError
 from benchmarks.sdpa import with_sdpa
 from pvt_ext import PVT, export_torchscript
+from tests.cuda_graph import captured
 from tests.models import lively
 
 Run = Callable[[Tensor], Tensor]
@@ -46,41 +47,28 @@ def ours(setup: Setup) -> Run:
 
 
 def ours_graph(setup: Setup) -> Run:
-    return in_graph(ours(setup), setup)
-
-
-def in_graph(run: Run, setup: Setup) -> Run:
-    """``run`` captured; a call copies its input into the graph's and replays it."""
     if setup.device.type != "cuda":
         raise NotAvailableError("graphs are CUDA's")
-    x = setup.input()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(x)
-
-    def replay(image: Tensor) -> Tensor:
-        x.copy_(image)
-        graph.replay()
-        return out
-
-    return replay
+    return captured(ours(setup), setup.input())
 
 
-def _in_bfloat16(model: PVT) -> Run:
-    return lambda x: model(x.bfloat16()).float()
+class InBfloat16(torch.nn.Module):
+    """A bfloat16 model with float32 images and logits."""
+
+    def __init__(self, model: PVT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.bfloat16()).float()
 
 
 def eager(setup: Setup) -> Run:
-    return _in_bfloat16(setup.plain())
+    return InBfloat16(setup.plain())
 
 
 def sdpa(setup: Setup, backend: SDPBackend) -> Run:
-    run = _in_bfloat16(with_sdpa(setup.plain()))
+    run = InBfloat16(with_sdpa(setup.plain()))
 
     def with_backend(x: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -95,7 +83,7 @@ def sdpa(setup: Setup, backend: SDPBackend) -> Run:
 
 def compiled(setup: Setup) -> Run:
     run = torch.compile(
-        _in_bfloat16(with_sdpa(setup.plain())), mode="max-autotune", dynamic=False, fullgraph=True
+        InBfloat16(with_sdpa(setup.plain())), mode="max-autotune", dynamic=False, fullgraph=True
     )
 
     def step(x: Tensor) -> Tensor:
@@ -105,17 +93,8 @@ def compiled(setup: Setup) -> Run:
     return step
 
 
-class _InBfloat16(torch.nn.Module):
-    def __init__(self, model: PVT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.bfloat16()).float()
-
-
 def aotinductor(setup: Setup) -> Run:
-    program = torch.export.export(_InBfloat16(with_sdpa(setup.plain())), (setup.input(),))
+    program = torch.export.export(InBfloat16(with_sdpa(setup.plain())), (setup.input(),))
     path = setup.folder / f"{setup.model}-b{setup.batch}.pt2"
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return torch._inductor.aoti_load_package(str(path))

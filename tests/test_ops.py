@@ -223,6 +223,22 @@ def test_every_cpu_level(level):
     assert out.split()[0] == level or not cpu_runs(level)
 
 
+def test_the_fastest_level_is_chosen():
+    """Intel's instruction for bfloat16 is slower than multiplying floats."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not cpu_runs("avx512_bf16"):
+        pytest.skip("NOT TESTED: the choice between AVX-512 levels: no AVX-512 with bfloat16 here")
+    expected = "avx512_vnni" if "GenuineIntel" in info else "avx512_bf16"
+    out = in_a_process("test_ops", "print_cpu_level()", PVT_CPU_LEVEL="")
+    assert out.strip() == expected
+
+
+def print_cpu_level() -> None:
+    import pvt_ext
+
+    print(pvt_ext.cpu_level())
+
+
 def cpu_runs(level: str) -> bool:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flag = {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl "}
