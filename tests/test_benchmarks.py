@@ -68,6 +68,12 @@ def test_ratio_is_to_the_fastest_right_peer():
     assert ours["share_of_peak"] == pytest.approx(8.0 / 0.010 / 200.0)
 
 
+def test_ours_in_another_form_is_no_rival():
+    made = row(**{"ours": result(4.0), "ours, graph": result(2.0), "eager": result(8.0)})
+    assert made["best_peer"] == "eager"
+    assert made["peers"]["ours, graph"]["ratio"] == 4.0
+
+
 def test_table_is_loud_about_what_is_wrong_or_missing():
     missing = {"status": "not available", "reason": "No module named 'openvino'"}
     text = table(row(ours=result(10.0), eager=result(20.0, "wrong"), openvino=missing))
