@@ -285,6 +285,7 @@ def test_bad_arguments_explain_themselves(infer: Infer, binary: Path) -> None:
         (("--threads", "-1", image), "--threads"),
         (("--format", "xml", image), "--format"),
         (("--device", "gpu", image), "device: expected cpu, cuda or cuda:<index>, got gpu"),
+        (("--cuda-graph", image), "--cuda-graph: expected --device cuda, got cpu"),
         ((), "images: expected at least one"),
     ]
     for arguments, message in cases:

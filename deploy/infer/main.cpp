@@ -40,9 +40,15 @@ int infer(const pvt::Options& options) {
   }
   const pvt::OpsLibrary library = print_system_info(options);
   const torch::Device device = pvt::parse_device(options.device);
+  if (options.cuda_graph && !device.is_cuda()) {
+    throw pvt::ArgumentError("--cuda-graph: expected --device cuda, got " + options.device);
+  }
   const pvt::ImageList list = pvt::list_images(options.images, options.recursive);
   pvt::check_output_files(options, list.images, library.path);
-  const pvt::Model model = pvt::Model::load(options.model, device, options.ops_lib);
+  pvt::Model model = pvt::Model::load(options.model, device, options.ops_lib);
+  if (options.cuda_graph) {
+    model = model.with_cuda_graphs();
+  }
   if (options.info) {
     pvt::print_info(std::cout, model, options.model, options.format == "json");
     pvt::flush(std::cout);

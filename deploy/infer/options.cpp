@@ -65,6 +65,9 @@ std::optional<int> parse_options(int argc, char** argv, Options& options) {
       ->check(count(1));
   app.add_flag("--overlap", options.overlap,
                "read the next batch while the network runs; always so on a GPU");
+  app.add_flag("--cuda-graph", options.cuda_graph,
+               "launch the network as a CUDA graph, recorded at the first batch of a size\n"
+               "(--device cuda)");
   app.add_option("--logits", options.logits, "also write the logits, float32 [images, classes]")
       ->type_name("FILE.npy");
   app.add_option("--dump-input", options.dump_input,

@@ -21,6 +21,7 @@ struct Options {
   int64_t warmup = 0;
   int64_t repeat = 1;
   bool overlap = false;
+  bool cuda_graph = false;
   std::string logits;
   std::string dump_input;
   bool info = false;

@@ -6,6 +6,7 @@
 
 #include "archive.h"
 #include "network.h"
+#include "recorded_network.h"
 
 namespace pvt {
 namespace {
@@ -74,6 +75,14 @@ Model Model::load(const std::string& path, torch::Device device, const std::stri
                      ? load_package(path, *metadata, device)
                      : load_torchscript(path, metadata.has_value(), device);
   return {std::move(network), std::move(metadata), device};
+}
+
+Model Model::with_cuda_graphs(size_t max_shapes) const {
+  if (!device_.is_cuda()) {
+    throw DeviceError("CUDA graphs: expected a model on a CUDA device, got one on " +
+                      device_.str());
+  }
+  return {record_network(network_, cuda_graph_recorder(), max_shapes), metadata_, device_};
 }
 
 torch::Tensor Model::preprocess(const Image& image) const {

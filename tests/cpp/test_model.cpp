@@ -255,6 +255,19 @@ TEST_CASE("devices are parsed strictly") {
   CHECK_THROWS_AS(pvt::parse_device("cuda:999"), pvt::DeviceError);
 }
 
+TEST_CASE("CUDA graphs are for models on a GPU") {
+  const TemporaryFolder folder;
+  save(folder / "m.pt", metadata("1", kOps));
+  const auto model = pvt::Model::load(folder / "m.pt");
+  try {
+    model.with_cuda_graphs();
+    FAIL("no error");
+  } catch (const pvt::DeviceError& error) {
+    CHECK(std::string(error.what()) ==
+          "CUDA graphs: expected a model on a CUDA device, got one on cpu");
+  }
+}
+
 TEST_CASE("what fails inside the module is one line") {
   const TemporaryFolder folder;
   save(folder / "m.pt", metadata("1", kOps));
