@@ -100,7 +100,7 @@ class AttentionRows {
                            char* parked)
       : args_(args),
         x_(static_cast<char*>(args.x) + image * args.N * int64_t{2 * Config::C}),
-        rows_{first, args.N},
+        rows_{first, args.N, Config::C},
         parked_(parked) {
     each_normalised<scalar_t, Config::kStrips, Warp, 1>(
         x_, rows_, args.norm_weight, args.norm_bias, args.eps,
@@ -175,7 +175,7 @@ class AttentionRows {
 
   const AttentionBlockArgs& args_;
   char* x_;
-  AdjacentRows<Warp, Config::C> rows_;
+  AdjacentRows<Warp> rows_;
   SquareReader<Warp> reader_;
   char* parked_;
   Operand<Warp> tokens_[Config::kParked ? 1 : Config::kStrips][1];

@@ -102,6 +102,13 @@ struct DeviceWarp {
   // What was loaded before is loaded again, rather than kept in registers.
   static PVT_DEVICE void forget_loads() { asm volatile("" ::: "memory"); }
 
+  // The same number, of which the compiler knows nothing: what follows from it is computed after
+  // this, rather than kept in registers from before.
+  static PVT_DEVICE int opaque(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+  }
+
   // 16 bytes per lane; zeros where the mask is off.
   static PVT_DEVICE Vector load(const void* base, Offset offset, Mask mask) {
     uint4 v = make_uint4(0, 0, 0, 0);

@@ -1,7 +1,7 @@
 // The exact GELU, x * Phi(x), in eleven instructions.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/strips.h"
 
 namespace pvt::cuda {
 
@@ -22,6 +22,13 @@ PVT_DEVICE typename Warp::Float gelu(const typename Warp::Float& x) {
   q = Warp::fma(q, u, Float(-6.615558600e-02f));
   q = Warp::fma(q, u, Float(3.988020745e-01f));
   return x * Warp::fma_saturated(q, x, Float(0.5f));
+}
+
+template <class Warp>
+PVT_DEVICE void apply_gelu(Strip<Warp>& strip) {
+  PVT_UNROLL for (int j = 0; j < 4; ++j) {
+    PVT_UNROLL for (int i = 0; i < 4; ++i) strip.sum[j][i] = gelu<Warp>(strip.sum[j][i]);
+  }
 }
 
 }  // namespace pvt::cuda

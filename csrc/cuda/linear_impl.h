@@ -1,8 +1,9 @@
-// A linear layer after a LayerNorm: of tokens, or of what convolve() left.
+// A linear layer after a LayerNorm: of tokens, or of what convolve() left. The inputs of a row stay
+// in registers, and weights pass by.
 #pragma once
 
 #include "cuda/chunks.h"
-#include "cuda/tokens.h"
+#include "cuda/results.h"
 
 namespace pvt::cuda {
 
@@ -18,17 +19,19 @@ struct LinearArgs {
   const float* bias;
   void* out;  // [rows, columns]
   int columns;
-  int block_columns;  // of a block, a multiple of 64
+  int block_columns;  // of a block, a multiple of kColumns
 };
 
 enum class Source { kTokens, kSums };
 
 // Weights come kDepth inputs of 64 columns at a time.
-template <class scalar_t_, int C_, Source kSource_, int kWarps_, int kDepth_, int kSlots_>
+template <class scalar_t_, int C_, Source kSource_, Then kThen_, int kWarps_, int kDepth_,
+          int kSlots_>
 struct LinearConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr Source kSource = kSource_;
+  static constexpr Then kThen = kThen_;
   static constexpr int kColumns = 64, kColumnStrips = kColumns / kStrip, kRows = kTile * kWarps;
   static constexpr int kParts = C / kDepth_, kPartStrips = kDepth_ / kStrip;
   static constexpr int kSlotBytes = kColumnStrips * kPartStrips * kSquare;
@@ -92,21 +95,6 @@ PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
   }
 }
 
-// Rows of `columns` numbers of 16 bits.
-template <class Warp>
-struct OutRows {
-  int64_t first, rows;
-  int columns;
-
-  PVT_DEVICE typename Warp::Offset offset(int, int half) const {
-    const auto lane = Warp::lane();
-    return (first + 8 * half + (lane >> 2)) * int64_t{2 * columns} + ((lane & 3) << 4);
-  }
-  PVT_DEVICE typename Warp::Mask valid(int, int half) const {
-    return first + 8 * half + (Warp::lane() >> 2) < rows;
-  }
-};
-
 // A block has kRows rows and block_columns columns. Block index: [row group][column group].
 template <class Config, class Block>
 PVT_DEVICE void linear(Block& block, const LinearArgs& args) {
@@ -137,11 +125,11 @@ PVT_DEVICE void linear(Block& block, const LinearArgs& args) {
     load_sums<scalar_t>(args, first, tokens);
   } else {
     each_normalised<scalar_t, kStrips, Warp, 1>(
-        args.x, AdjacentRows<Warp, Config::C>{first, args.rows}, args.norm_weight, args.norm_bias,
+        args.x, AdjacentRows<Warp>{first, args.rows, Config::C}, args.norm_weight, args.norm_bias,
         args.eps, [&](int s, const Operand<Warp>(&token)[1]) { tokens[s][0] = token[0]; });
   }
   const SquareReader<Warp> reader;
-  const OutRows<Warp> rows{first, args.rows, args.columns};
+  const AdjacentRows<Warp> rows{first, args.rows, args.columns};
   PVT_NO_UNROLL for (int columns = 0; columns < parts; ++columns) {
     const int column = begin + columns * Config::kColumns;
     Strip<Warp> sums[kColumnStrips][1];
@@ -158,7 +146,7 @@ PVT_DEVICE void linear(Block& block, const LinearArgs& args) {
       }
     }
     PVT_UNROLL for (int s = 0; s < kColumnStrips; ++s) {
-      store_strip<scalar_t>(args.out, rows, column / kStrip + s, sums[s]);
+      put_strip<scalar_t, Config::kThen>(args.out, rows, column / kStrip + s, sums[s]);
     }
   }
 }

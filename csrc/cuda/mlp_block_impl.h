@@ -56,7 +56,7 @@ class MlpRows {
   static constexpr int kTiles = Config::kTiles, kStrips = Config::kStrips;
 
   PVT_DEVICE MlpRows(const MlpBlockArgs& args, int64_t first)
-      : args_(args), rows_{first, args.rows} {}
+      : args_(args), rows_{first, args.rows, Config::C} {}
 
   PVT_DEVICE void load() {
     each_normalised<scalar_t, kStrips, Warp, kTiles>(
@@ -84,11 +84,7 @@ class MlpRows {
       }
       Operand<Warp> active[kTiles];
       PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        PVT_UNROLL for (int j = 0; j < 4; ++j) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            hidden[tile].sum[j][i] = gelu<Warp>(hidden[tile].sum[j][i]);
-          }
-        }
+        apply_gelu(hidden[tile]);
         round<scalar_t>(hidden[tile], active[tile]);
       }
       PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
@@ -106,7 +102,7 @@ class MlpRows {
 
  private:
   const MlpBlockArgs& args_;
-  AdjacentRows<Warp, Config::C> rows_;
+  AdjacentRows<Warp> rows_;
   SquareReader<Warp> reader_;
   Operand<Warp> tokens_[kStrips][kTiles];
   Strip<Warp> sums_[kStrips][kTiles];

@@ -2,8 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
-#include "cuda/device_block.h"
-#include "cuda/mlp_block_impl.h"
+#include "cuda/mlp_layers.h"
 #include "cuda/packed.h"
 
 namespace pvt::cuda {
@@ -22,9 +21,10 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
   mlp_block_staying<Config>(block, args);
 }
 
+// ---- the hidden layer in registers, one kernel: up to 256 channels ----
+
 // Two tiles of rows per warp halve the reads of weights from shared memory, as long as sums and
-// tokens of both fit into a thread's 255 registers. Above 256 channels those of one tile do not,
-// and the library's products, which are bound by arithmetic there, are as good.
+// tokens of both fit into a thread's 255 registers. Above 256 channels those of one tile do not.
 template <class scalar_t, int C>
 using Passing = MlpBlockConfig<scalar_t, C, /*kTiles=*/C <= 128 ? 2 : 1, /*kWarps=*/8,
                                /*kHidden=*/C <= 64 ? 64 : 32, /*kSlots=*/C <= 160 ? 3 : 2>;
@@ -35,10 +35,9 @@ using Staying = MlpBlockConfig<scalar_t, C, /*kTiles=*/2, /*kWarps=*/8, /*kHidde
                                /*kSlots=*/8>;
 
 template <class scalar_t, int C>
-void run(const Device& device, const MlpBlockArgs& args) {
+void run_block(const Device& device, int64_t blocks, const MlpBlockArgs& args) {
   using Config = Passing<scalar_t, C>;
   constexpr int kThreads = Config::kWarps * kLanes;
-  const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows;
   if constexpr (C <= 64) {
     using Config = Staying<scalar_t, C>;
     constexpr int kShared = Config::kSlots * Config::kSlotBytes;
@@ -52,20 +51,57 @@ void run(const Device& device, const MlpBlockArgs& args) {
                                    args);
 }
 
-// Calls run<scalar_t, C> if there is a kernel for so many channels.
+// ---- the hidden layer in memory, between two kernels ----
+
+template <class scalar_t, int C>
+void run_layers(const Device& device, const Tensor& x, const MlpBlockArgs& args) {
+  constexpr bool kMany = C > 256;
+  const Tensor hidden = torch::stable::new_empty(x, {args.rows, args.hidden});
+  run_fc1<scalar_t, C, Then::kGelu, kMany>(device, args, hidden.mutable_data_ptr());
+  run_fc2<scalar_t, C, kMany>(device, args, hidden.const_data_ptr());
+}
+
+// ---- which of them ----
+//
+// One kernel moves nothing but tokens; but its blocks are large, and few rows leave most of a GPU
+// idle: the 784 tokens of one image at 128 channels are four blocks. Two kernels share columns out
+// as well. By the operations and bytes of both on an H200, one is faster from 29 blocks on at 64
+// channels and from 47 at 128, of 132 multiprocessors.
+bool fills(const Device& device, int64_t blocks) {
+  return 3 * blocks >= device.multiprocessors();
+}
+
+template <class scalar_t, int C>
+bool run(const Device& device, const Tensor& x, const MlpBlockArgs& args) {
+  const bool has_layers = args.hidden % kLayersDepth == 0;
+  if constexpr (C <= 256) {
+    constexpr int64_t kRows = Passing<scalar_t, C>::kRows;
+    const int64_t blocks = (args.rows + kRows - 1) / kRows;
+    if (fills(device, blocks) || !has_layers) {
+      return run_block<scalar_t, C>(device, blocks, args), true;
+    }
+  }
+  return has_layers && (run_layers<scalar_t, C>(device, x, args), true);
+}
+
+// Runs kernels if there are some for so many channels.
 template <class scalar_t>
-bool dispatch_channels(const Device& device, int64_t C, const MlpBlockArgs& args) {
+bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, const MlpBlockArgs& args) {
   switch (C) {
     case 32:
-      return run<scalar_t, 32>(device, args), true;
+      return run<scalar_t, 32>(device, x, args);
     case 64:
-      return run<scalar_t, 64>(device, args), true;
+      return run<scalar_t, 64>(device, x, args);
     case 128:
-      return run<scalar_t, 128>(device, args), true;
+      return run<scalar_t, 128>(device, x, args);
     case 160:
-      return run<scalar_t, 160>(device, args), true;
+      return run<scalar_t, 160>(device, x, args);
     case 256:
-      return run<scalar_t, 256>(device, args), true;
+      return run<scalar_t, 256>(device, x, args);
+    case 320:
+      return run<scalar_t, 320>(device, x, args);
+    case 512:
+      return run<scalar_t, 512>(device, x, args);
     default:
       return false;
   }
@@ -98,7 +134,7 @@ void mlp_block_cuda(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bia
                             fc2_b.data(),
                             static_cast<int>(s.hidden)};
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
-      done = dispatch_channels<decltype(type)>(device, s.C, args);
+      done = dispatch_channels<decltype(type)>(device, x, s.C, args);
     });
   }
   if (!done) {

@@ -26,7 +26,7 @@ inline Tensor dense(const Tensor& tensor) {
   return is_aligned(rows) ? rows : torch::stable::clone(rows);
 }
 
-// A [C] parameter as contiguous float32.
+// A parameter as contiguous float32.
 class Vector {
  public:
   explicit Vector(const Tensor& vector)

@@ -4,31 +4,11 @@
 
 #include "aten/kernels.h"
 #include "cuda/convolve.h"
-#include "cuda/linear_impl.h"
+#include "cuda/linear.h"
 #include "cuda/packed.h"
 
 namespace pvt::cuda {
 namespace {
-
-template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) linear_kernel(LinearArgs args) {
-  DeviceBlock<Config::kWarps> block;
-  linear<Config>(block, args);
-}
-
-template <class scalar_t, int C, Source kSource>
-void run_linear(const Device& device, LinearArgs args) {
-  constexpr int kDepth = C == 320 ? 160 : C > 160 ? 128 : C;
-  using Config =
-      LinearConfig<scalar_t, C, kSource, /*kWarps=*/4, kDepth, /*kSlots=*/C <= 128 ? 3 : 2>;
-  const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
-  const int groups = args.columns / Config::kColumns;
-  const int parts = parts_of(device, tiles, groups);
-  args.block_columns = (groups + parts - 1) / parts * Config::kColumns;
-  const int64_t blocks = tiles * ((args.columns + args.block_columns - 1) / args.block_columns);
-  launch<linear_kernel<Config>>(device, blocks, Config::kWarps * kLanes, Config::kSharedBytes,
-                                args);
-}
 
 template <class scalar_t, int C, int kStrips>
 void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convolution,
@@ -36,7 +16,12 @@ void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convoluti
   const Tensor sums = run_convolution<scalar_t, C, kStrips, true>(device, x, convolution);
   args.x = sums.const_data_ptr();
   args.splits = convolution.splits;
-  run_linear<scalar_t, C, Source::kSums>(device, args);
+  run_linear<scalar_t, C, Source::kSums, Then::kStore>(device, args);
+}
+
+template <class scalar_t, int C>
+void run_of_tokens(const Device& device, const LinearArgs& args) {
+  run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, args);
 }
 
 // Runs kernels if there are some for so many channels.
@@ -55,9 +40,9 @@ bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, bool re
     case 320:
       return run_reduction<scalar_t, 320, 5>(device, x, convolution, args), true;
     case -256:
-      return run_linear<scalar_t, 256, Source::kTokens>(device, args), true;
+      return run_of_tokens<scalar_t, 256>(device, args), true;
     case -512:
-      return run_linear<scalar_t, 512, Source::kTokens>(device, args), true;
+      return run_of_tokens<scalar_t, 512>(device, args), true;
     default:
       return false;
   }

@@ -12,17 +12,17 @@ PVT_DEVICE typename Warp::Float sum_of_row(typename Warp::Float value) {
   return value + Warp::exchange(value, 2);
 }
 
-// Rows of 16-bit numbers that follow each other, kTile to a tile. Rows beyond the last are zeros
+// Rows of C 16-bit numbers that follow each other, kTile to a tile. Rows beyond the last are zeros
 // when read and are not written.
-template <class Warp, int C>
+template <class Warp>
 struct AdjacentRows {
-  static_assert(C % kStrip == 0, "a lane has whole 16-byte vectors");
   int64_t first, rows;
+  int C;  // a multiple of kStrip
 
   // Byte of the lane's first channel in row g + 8 half of a tile.
   PVT_DEVICE typename Warp::Offset offset(int tile, int half) const {
     const auto lane = Warp::lane();
-    return (first + tile * kTile + 8 * half + (lane >> 2)) * int64_t{2 * C} + ((lane & 3) << 4);
+    return (first + tile * kTile + 8 * half + (lane >> 2)) * (int64_t{2} * C) + ((lane & 3) << 4);
   }
   PVT_DEVICE typename Warp::Mask valid(int tile, int half) const {
     return first + tile * kTile + 8 * half + (Warp::lane() >> 2) < rows;
@@ -54,32 +54,23 @@ class RowNorm {
  public:
   using Float = typename Warp::Float;
 
+  // Of rows in registers.
   template <int kStrips>
   PVT_DEVICE RowNorm(Operand<Warp> (&rows)[kStrips][kTiles], float eps) {
-    constexpr float kShare = 1.f / (kStrips * kStrip);
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        Float sum = Float(0.f), squares = Float(0.f);
-        PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            const auto word = rows[s][tile].pair(half, i);
-            sum = sum + (Warp::template low<scalar_t>(word) + Warp::template high<scalar_t>(word));
-          }
-        }
-        const Float m = sum_of_row<Warp>(sum) * Float(kShare);
-        PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            const auto word = rows[s][tile].pair(half, i);
-            const Float low = Warp::template low<scalar_t>(word) - m;
-            const Float high = Warp::template high<scalar_t>(word) - m;
-            squares = Warp::fma(high, high, Warp::fma(low, low, squares));
-          }
-        }
-        mean_[tile][half] = m;
-        scale_[tile][half] =
-            Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(kShare), Float(eps)));
+    measure(kStrips * kStrip, eps, [&](const auto& visit) {
+      PVT_UNROLL for (int s = 0; s < kStrips; ++s) visit(rows[s]);
+    });
+  }
+  // Of rows in memory, which are read twice.
+  template <class Rows>
+  PVT_DEVICE RowNorm(const void* x, const Rows& rows, int channels, float eps) {
+    measure(channels, eps, [&](const auto& visit) {
+      PVT_NO_UNROLL for (int s = 0; s < channels / kStrip; ++s) {
+        Operand<Warp> strip[kTiles];
+        load_strip(x, rows, s, strip);
+        visit(strip);
       }
-    }
+    });
   }
 
   // 32 channels of the rows, in place, with weight and bias of these.
@@ -104,6 +95,52 @@ class RowNorm {
   }
 
  private:
+  // each_strip(visit): calls visit(operands) for every 32 channels.
+  template <class EachStrip>
+  PVT_DEVICE void measure(int channels, float eps, const EachStrip& each_strip) {
+    const float share = 1.f / static_cast<float>(channels);
+    Float sums[kTiles][2], squares[kTiles][2];
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        sums[tile][half] = squares[tile][half] = Float(0.f);
+      }
+    }
+    each_strip([&](Operand<Warp>(&strip)[kTiles]) {
+      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+        PVT_UNROLL for (int half = 0; half < 2; ++half) {
+          PVT_UNROLL for (int i = 0; i < 4; ++i) {
+            const auto word = strip[tile].pair(half, i);
+            sums[tile][half] = sums[tile][half] + (Warp::template low<scalar_t>(word) +
+                                                   Warp::template high<scalar_t>(word));
+          }
+        }
+      }
+    });
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        mean_[tile][half] = sum_of_row<Warp>(sums[tile][half]) * Float(share);
+      }
+    }
+    each_strip([&](Operand<Warp>(&strip)[kTiles]) {
+      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+        PVT_UNROLL for (int half = 0; half < 2; ++half) {
+          PVT_UNROLL for (int i = 0; i < 4; ++i) {
+            const auto word = strip[tile].pair(half, i);
+            const Float low = Warp::template low<scalar_t>(word) - mean_[tile][half];
+            const Float high = Warp::template high<scalar_t>(word) - mean_[tile][half];
+            squares[tile][half] = Warp::fma(high, high, Warp::fma(low, low, squares[tile][half]));
+          }
+        }
+      }
+    });
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        scale_[tile][half] =
+            Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares[tile][half]), Float(share), Float(eps)));
+      }
+    }
+  }
+
   Float mean_[kTiles][2], scale_[kTiles][2];
 };
 

@@ -27,7 +27,14 @@ MLP = [
     *(cases.MlpBlockCase(2, 197, C, 4 * C) for C in CHANNELS),
     cases.MlpBlockCase(1, 17, 64, 100),
     cases.MlpBlockCase(1, 17, 70, 280),
-    cases.MlpBlockCase(16, 3136, 64, 512),
+]
+CONV_MLP = [
+    *(cases.ConvMlpCase(2, 14, 15, C, 4 * C) for C in CHANNELS),
+    cases.ConvMlpCase(3, 1, 1, 64, 512),
+    cases.ConvMlpCase(1, 1, 13, 64, 512),
+    cases.ConvMlpCase(1, 9, 2, 64, 512),
+    cases.ConvMlpCase(2, 7, 7, 64, 256, relu=True),
+    cases.ConvMlpCase(2, 7, 7, 64, 100),
 ]
 ATTENTION = [
     *(cases.AttentionBlockCase(B, N, 64, 1, 49) for B, N in ROWS),
@@ -47,14 +54,11 @@ PATCH = [
     *(cases.PatchCase(1, C_in, 15, 9, C, 3, 2, 1, False, tokens=True) for C_in, C in PATCHES),
     cases.PatchCase(2, 3, 64, 64, 64, 4, 4),
 ]
-# Operators without CUDA kernels: ATen's, on the same device.
-OTHERS = [
-    ("pool_kv", cases.PoolCase(2, 25, 40, 64, 7)),
-    ("conv_mlp_block_", cases.ConvMlpCase(2, 14, 15, 64, 512)),
-    ("conv_mlp_block_", cases.ConvMlpCase(2, 7, 7, 64, 256, relu=True)),
-]
+# Without CUDA kernels: ATen's, on the same device.
+OTHERS = [("pool_kv", cases.PoolCase(2, 25, 40, 64, 7))]
 ALL = [
     *(("mlp_block_", case) for case in MLP),
+    *(("conv_mlp_block_", case) for case in CONV_MLP),
     *(("attention_block_", case) for case in ATTENTION),
     *(("reduce_kv", case) for case in REDUCTION),
     *(("patch_embed", case) for case in PATCH),
@@ -62,17 +66,27 @@ ALL = [
 ]
 ONE_OF_EACH = [
     ("mlp_block_", cases.MlpBlockCase(2, 197, 64, 512)),
+    ("conv_mlp_block_", cases.ConvMlpCase(2, 14, 15, 64, 512)),
     ("attention_block_", cases.AttentionBlockCase(2, 197, 64, 1, 49)),
     ("reduce_kv", cases.KvCase(2, 28, 28, 64, 4)),
     ("patch_embed", cases.PatchCase(2, 64, 28, 28, 128, 2, 2, tokens=True)),
 ]
+# Enough to fill any GPU, which few rows run in other kernels than.
+MANY_ROWS = [
+    *(("mlp_block_", cases.MlpBlockCase(16, 3136, C, 4 * C)) for C in (32, 64, 128, 160, 256)),
+    *(("mlp_block_", cases.MlpBlockCase(128, 196, C, 4 * C)) for C in (320, 512)),
+    *(("conv_mlp_block_", cases.ConvMlpCase(12, 56, 57, C, 512)) for C in (32, 64, 128, 160)),
+    *(("conv_mlp_block_", cases.ConvMlpCase(128, 14, 14, C, 1280)) for C in (256, 320, 512)),
+]
 # What a profiler calls the kernels of each.
 KERNELS = {
-    "mlp_block_": "mlp_block",
+    "mlp_block_": "linear_kernel",
+    "conv_mlp_block_": "depthwise_kernel",
     "attention_block_": "attention_block_kernel",
     "reduce_kv": "linear_kernel",
     "patch_embed": "patch_norm_kernel",
 }
+KERNELS_OF_MANY_ROWS = {"mlp_block_": ("mlp_block", "streamed"), "conv_mlp_block_": ("streamed",)}
 
 
 def on(device, inputs):
@@ -90,6 +104,14 @@ def run(name, inputs):
     if name.endswith("_"):
         inputs[0] = inputs[0].clone()
     return getattr(block_ops, name)(*inputs)
+
+
+def kernels_of(name, inputs):
+    run(name, inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(name, inputs)
+        torch.cuda.synchronize()
+    return [event.key for event in profile.key_averages()]
 
 
 def check(name, inputs, device):
@@ -113,6 +135,15 @@ def test_matches_float64(name, case, dtype, device):
     check(name, case.inputs(dtype, dtype), device)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "case"), MANY_ROWS, ids=str)
+def test_many_rows(name, case, dtype, gpu):
+    inputs = on(gpu, case.inputs(dtype, dtype))
+    check(name, inputs, gpu)
+    names = kernels_of(name, inputs)
+    assert any(part in key for part in KERNELS_OF_MANY_ROWS[name] for key in names), names
+
+
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_float32(name, case, device):
     """Through ATen. (float32 products on a GPU are exact as long as TF32 is off, as by default.)"""
@@ -123,12 +154,7 @@ def test_float32(name, case, device):
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_runs_its_own_kernel(name, case, dtype, gpu):
     assert build_info()["cuda_architectures"], "pvt_ext was built without CUDA kernels"
-    inputs = on(gpu, case.inputs(dtype, dtype))
-    run(name, inputs)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run(name, inputs)
-        torch.cuda.synchronize()
-    names = [event.key for event in profile.key_averages()]
+    names = kernels_of(name, on(gpu, case.inputs(dtype, dtype)))
     assert any(KERNELS[name] in key for key in names), names
 
 
@@ -169,7 +195,7 @@ def test_other_strides(name, argument, layout, device):
     assert torch.allclose(run(name, inputs), expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_"])
+@pytest.mark.parametrize("name", ["mlp_block_", "conv_mlp_block_", "attention_block_"])
 def test_tokens_at_an_odd_address(name, device):
     """16-byte accesses are impossible; the answer is ATen's, not an error."""
     case = dict(ONE_OF_EACH)[name]
@@ -187,9 +213,9 @@ def test_large_scores(device):
     check("attention_block_", [x, kv, *rest], device)
 
 
-@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_", "reduce_kv", "patch_embed"])
-def test_tokens_without_variance(name, device):
-    x, *rest = dict(ONE_OF_EACH)[name].inputs(torch.bfloat16, torch.bfloat16)
+@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+def test_tokens_without_variance(name, case, device):
+    x, *rest = case.inputs(torch.bfloat16, torch.bfloat16)
     check(name, [torch.full_like(x, 3), *rest], device)
 
 

@@ -206,6 +206,8 @@ struct HostWarp {
   }
 
   static void forget_loads() {}
+  static int opaque(int value) { return value; }
+
   static Vector load(const void* base, const Offset& offset, const Mask& mask) {
     Vector result;
     for (int l = 0; l < kLanes; ++l) {

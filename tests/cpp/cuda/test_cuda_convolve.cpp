@@ -102,6 +102,9 @@ struct Head {
   }
 };
 
+template <class scalar_t, int C, Source kSource, int kWarps, int kDepth, int kSlots>
+using Linear = LinearConfig<scalar_t, C, kSource, Then::kStore, kWarps, kDepth, kSlots>;
+
 // Runs linear() on `x`: tokens, or sums.
 template <class Config>
 Bits<typename Config::scalar_t> run_linear(const Head& head, const void* x, int64_t rows,
@@ -133,7 +136,7 @@ Bits<typename Config::scalar_t> run_linear(const Head& head, const void* x, int6
 }
 
 // Keys and values of 2 C channels from the reduced grid.
-template <class Convolve, class Linear>
+template <class Convolve, class Config>
 void check_reduction(Convolution conv, int splits, int block_columns) {
   using scalar_t = typename Convolve::scalar_t;
   const int64_t C = conv.C, columns = 2 * C;
@@ -141,7 +144,7 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   const std::vector<float> sums = conv.run<Convolve>(splits);
   const Head head = Head::random<scalar_t>(C, columns);
   const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
-  const Bits<scalar_t> kv = run_linear<Linear>(head, aligned.data(), conv.rows(), splits, conv.bias,
+  const Bits<scalar_t> kv = run_linear<Config>(head, aligned.data(), conv.rows(), splits, conv.bias,
                                                columns, block_columns);
   Errors errors;
   for (int64_t row = 0; row < conv.rows(); ++row) {
@@ -205,21 +208,20 @@ Convolution embedding(int64_t B, int64_t H, int64_t W, int64_t C, int64_t C_out,
 
 TEST_CASE("reduce_kv: on a smaller grid") {
   check_reduction<ConvolveConfig<BFloat16, 64, 2, true, 4, 64, 3>,
-                  LinearConfig<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(2, 24, 17, 64, 8),
-                                                                       8, 128);
+                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(2, 24, 17, 64, 8), 8,
+                                                                 128);
   check_reduction<ConvolveConfig<Half, 128, 4, true, 4, 64, 3>,
-                  LinearConfig<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 13, 22, 128, 4),
-                                                                     3, 64);
+                  Linear<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 13, 22, 128, 4), 3, 64);
   check_reduction<ConvolveConfig<BFloat16, 320, 5, true, 4, 64, 3>,
-                  LinearConfig<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2),
-                                                                         1, 192);
+                  Linear<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2), 1,
+                                                                   192);
   check_reduction<ConvolveConfig<BFloat16, 32, 1, true, 4, 32, 3>,
-                  LinearConfig<BFloat16, 32, Source::kSums, 4, 32, 3>>(reduction(3, 10, 19, 32, 2),
-                                                                       4, 64);
+                  Linear<BFloat16, 32, Source::kSums, 4, 32, 3>>(reduction(3, 10, 19, 32, 2), 4,
+                                                                 64);
 }
 
 TEST_CASE("reduce_kv: of all tokens") {
-  using Config = LinearConfig<BFloat16, 512, Source::kTokens, 4, 128, 2>;
+  using Config = Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>;
   constexpr int64_t kRows = 70, kColumns = 1024;
   const Head head = Head::random<BFloat16>(512, kColumns);
   const std::vector<double> x = random_numbers<BFloat16>(kRows * 512, 1, 2, 0.5);

@@ -1,6 +1,8 @@
 // The CUDA kernels of mlp_block_, run on the CPU against float64.
 #include "cuda/cuda_test.h"
+#include "cuda/linear_impl.h"
 #include "cuda/mlp_block_impl.h"
+#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 namespace {
@@ -36,20 +38,50 @@ struct Mlp {
   }
 };
 
+// x and the parameters where a kernel finds them.
+template <class scalar_t>
+struct MlpMemory {
+  explicit MlpMemory(const Mlp& mlp)
+      : x(mlp.x),
+        fc1(packed<scalar_t>(mlp.fc1_weight, mlp.hidden, mlp.C)),
+        fc2(packed<scalar_t>(mlp.fc2_weight, mlp.C, mlp.hidden)),
+        norm_weight(mlp.norm_weight),
+        norm_bias(mlp.norm_bias),
+        fc1_bias(mlp.fc1_bias),
+        fc2_bias(mlp.fc2_bias) {}
+
+  // The error of x beside that of the parts of the operator.
+  double error_ratio(const Mlp& mlp) const {
+    Errors errors;
+    for (int64_t row = 0; row < mlp.rows; ++row) {
+      const std::vector<double> expected = mlp.row(row, Exact());
+      const std::vector<double> parts = mlp.row(row, Rounded<scalar_t>());
+      for (int64_t c = 0; c < mlp.C; ++c)
+        errors.add(x[row * mlp.C + c], parts[c], expected[c]);
+    }
+    return errors.ratio();
+  }
+
+  Bits<scalar_t> x, fc1, fc2;
+  Floats norm_weight, norm_bias, fc1_bias, fc2_bias;
+};
+
 // `staying`: so many blocks share the rows, and weights stay with them.
 template <class Config>
 void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
   using scalar_t = typename Config::scalar_t;
-  constexpr int C = Config::C;
-  const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
-  Bits<scalar_t> x(mlp.x);
-  const Bits<scalar_t> fc1 = packed<scalar_t>(mlp.fc1_weight, hidden, C);
-  const Bits<scalar_t> fc2 = packed<scalar_t>(mlp.fc2_weight, C, hidden);
-  const Floats norm_weight(mlp.norm_weight), norm_bias(mlp.norm_bias);
-  const Floats fc1_bias(mlp.fc1_bias), fc2_bias(mlp.fc2_bias);
-  const MlpBlockArgs args{
-      x.data(),        rows,        norm_weight.data(), norm_bias.data(),        1e-6f, fc1.bytes(),
-      fc1_bias.data(), fc2.bytes(), fc2_bias.data(),    static_cast<int>(hidden)};
+  const Mlp mlp = Mlp::random<scalar_t>(rows, Config::C, hidden);
+  MlpMemory<scalar_t> memory(mlp);
+  const MlpBlockArgs args{memory.x.data(),
+                          rows,
+                          memory.norm_weight.data(),
+                          memory.norm_bias.data(),
+                          1e-6f,
+                          memory.fc1.bytes(),
+                          memory.fc1_bias.data(),
+                          memory.fc2.bytes(),
+                          memory.fc2_bias.data(),
+                          static_cast<int>(hidden)};
   const int64_t blocks = staying > 0 ? staying : (rows + Config::kRows - 1) / Config::kRows;
   const int64_t conflicts = launch_on_host<Config::kWarps>(
       blocks, Config::kSlots * Config::kSlotBytes, 11, [&](auto& block) {
@@ -60,15 +92,63 @@ void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
         }
       });
   CHECK(conflicts == 0);
-  Errors errors;
-  for (int64_t row = 0; row < rows; ++row) {
-    const std::vector<double> expected = mlp.row(row, Exact());
-    const std::vector<double> parts = mlp.row(row, Rounded<scalar_t>());
-    for (int64_t c = 0; c < C; ++c)
-      errors.add(x[row * C + c], parts[c], expected[c]);
-  }
-  CHECK(errors.ratio() < kMaxErrorRatio);
+  CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
+
+template <class Config>
+constexpr bool kIsStreamed = false;
+template <class scalar_t, bool kNorm, Then kThen, int... kShape>
+constexpr bool kIsStreamed<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>> = true;
+
+// The two kernels with the hidden layer in memory. Blocks have that many columns.
+template <int C, class Fc1, class Fc2>
+void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
+  using scalar_t = typename Fc1::scalar_t;
+  const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
+  MlpMemory<scalar_t> memory(mlp);
+  Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
+  int64_t conflicts = 0;
+  // Kernel: a generic function of a block and args
+  const auto run = [&](auto config, auto args, int block_columns, const auto& kernel) {
+    using Config = decltype(config);
+    args.rows = rows, args.block_columns = block_columns;
+    const int64_t blocks = (rows + Config::kRows - 1) / Config::kRows *
+                           ((args.columns + block_columns - 1) / block_columns);
+    conflicts += launch_on_host<Config::kWarps>(blocks, Config::kSharedBytes, 12,
+                                                [&](auto& block) { kernel(block, args); });
+  };
+  std::conditional_t<kIsStreamed<Fc1>, StreamedLinearArgs, LinearArgs> fc1{};
+  fc1.x = memory.x.data();
+  fc1.norm_weight = memory.norm_weight.data(), fc1.norm_bias = memory.norm_bias.data();
+  fc1.eps = 1e-6f;
+  fc1.weight = memory.fc1.bytes(), fc1.bias = memory.fc1_bias.data();
+  fc1.out = between.data(), fc1.columns = hidden;
+  if constexpr (kIsStreamed<Fc1>) {
+    fc1.depth = C;
+    run(Fc1(), fc1, fc1_columns,
+        [](auto& block, const auto& args) { streamed_linear<Fc1>(block, args); });
+  } else {
+    run(Fc1(), fc1, fc1_columns, [](auto& block, const auto& args) { linear<Fc1>(block, args); });
+  }
+  StreamedLinearArgs fc2{};
+  fc2.x = between.data(), fc2.depth = hidden;
+  fc2.weight = memory.fc2.bytes(), fc2.bias = memory.fc2_bias.data();
+  fc2.out = memory.x.data(), fc2.columns = C;
+  run(Fc2(), fc2, fc2_columns,
+      [](auto& block, const auto& args) { streamed_linear<Fc2>(block, args); });
+  CHECK(conflicts == 0);
+  CAPTURE(rows);
+  CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
+}
+
+template <class scalar_t, int C, int kDepth, int kSlots>
+using NarrowFc1 = LinearConfig<scalar_t, C, Source::kTokens, Then::kGelu, 4, kDepth, kSlots>;
+template <class scalar_t>
+using NarrowFc2 = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, 128, 4>;
+template <class scalar_t>
+using WideFc1 = StreamedLinearConfig<scalar_t, true, Then::kGelu, 2, 4, 8, 32, 4>;
+template <class scalar_t, int kStrips>
+using WideFc2 = StreamedLinearConfig<scalar_t, false, Then::kAdd, 2, kStrips, 8, 32, 4>;
 
 }  // namespace
 
@@ -109,6 +189,18 @@ TEST_CASE("mlp_block_: weights stay") {
   check_mlp<MlpBlockConfig<BFloat16, 64, 2, 8, 64, 8>>(300, 512, 1);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 4>>(3 * 128 + 5, 64, 2);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 2>>(1, 32, 2);
+}
+
+TEST_CASE("mlp_block_: two kernels, few rows") {
+  check_layers<320, NarrowFc1<BFloat16, 320, 160, 2>, NarrowFc2<BFloat16>>(70, 256, 64, 32);
+  check_layers<128, NarrowFc1<Half, 128, 128, 3>, NarrowFc2<Half>>(1, 640, 256, 96);
+  check_layers<32, NarrowFc1<BFloat16, 32, 32, 3>, NarrowFc2<BFloat16>>(64, 128, 128, 32);
+}
+
+TEST_CASE("mlp_block_: two kernels, many rows") {
+  check_layers<320, WideFc1<BFloat16>, WideFc2<BFloat16, 5>>(259, 256, 128, 320);
+  check_layers<512, WideFc1<Half>, WideFc2<Half, 4>>(33, 384, 256, 128);
+  check_layers<64, WideFc1<BFloat16>, WideFc2<BFloat16, 2>>(256, 128, 128, 64);
 }
 
 }  // namespace pvt::cuda

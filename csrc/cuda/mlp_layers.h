@@ -1,0 +1,72 @@
+// The linear layers of an MLP whose hidden layer is in memory: the shapes they run in, and their
+// launch.
+#pragma once
+
+#include "cuda/linear.h"
+#include "cuda/mlp_block_impl.h"
+
+namespace pvt::cuda {
+
+// The hidden channels must be a multiple of it.
+constexpr int kLayersDepth = 128;
+
+// Many rows: as many of them, and as many columns, as a warp's registers hold sums of.
+template <class scalar_t, Then kThen>
+using WideFc1 = StreamedLinearConfig<scalar_t, /*kNorm=*/true, kThen, /*kTiles=*/2, /*kStrips=*/4,
+                                     /*kWarps=*/8, /*kDepth=*/32, /*kSlots=*/4>;
+template <class scalar_t, int C>
+using WideFc2 = StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/2,
+                                     /*kStrips=*/C % 160 == 0 ? 5 : (C < 128 ? C / kStrip : 4),
+                                     /*kWarps=*/8, /*kDepth=*/32, /*kSlots=*/4>;
+
+// Few rows: small blocks, that there may be more of them.
+template <class scalar_t>
+using NarrowFc2 =
+    StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/1, /*kStrips=*/1,
+                         /*kWarps=*/4, /*kDepth=*/kLayersDepth, /*kSlots=*/4>;
+
+// Whether wide blocks fill the GPU.
+template <class scalar_t, int C>
+bool has_many_rows(const Device& device, int64_t rows) {
+  using Fc2 = WideFc2<scalar_t, C>;
+  return rows / Fc2::kRows * (C / Fc2::kColumns) >= device.multiprocessors();
+}
+
+// hidden [rows, args.hidden] <- fc1 of the normalised tokens. kMany: whether there may be many
+// rows.
+template <class scalar_t, int C, Then kThen, bool kMany>
+void run_fc1(const Device& device, const MlpBlockArgs& args, void* hidden) {
+  if constexpr (kMany) {
+    if (has_many_rows<scalar_t, C>(device, args.rows)) {
+      StreamedLinearArgs fc1{};
+      fc1.x = args.x, fc1.rows = args.rows, fc1.depth = C;
+      fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
+      fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
+      fc1.out = hidden, fc1.columns = args.hidden;
+      return run_streamed_linear<WideFc1<scalar_t, kThen>>(device, fc1);
+    }
+  }
+  LinearArgs fc1{};
+  fc1.x = args.x, fc1.rows = args.rows;
+  fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
+  fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
+  fc1.out = hidden, fc1.columns = args.hidden;
+  run_linear<scalar_t, C, Source::kTokens, kThen>(device, fc1);
+}
+
+// x <- x + fc2 of hidden.
+template <class scalar_t, int C, bool kMany>
+void run_fc2(const Device& device, const MlpBlockArgs& args, const void* hidden) {
+  StreamedLinearArgs fc2{};
+  fc2.x = hidden, fc2.rows = args.rows, fc2.depth = args.hidden;
+  fc2.weight = args.fc2_weight, fc2.bias = args.fc2_bias;
+  fc2.out = args.x, fc2.columns = C;
+  if constexpr (kMany) {
+    if (has_many_rows<scalar_t, C>(device, args.rows)) {
+      return run_streamed_linear<WideFc2<scalar_t, C>>(device, fc2);
+    }
+  }
+  run_streamed_linear<NarrowFc2<scalar_t>>(device, fc2);
+}
+
+}  // namespace pvt::cuda
