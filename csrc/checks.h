@@ -268,8 +268,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& vector,
 }
 
 // `weight`: [rows, columns], packed: [panels, columns / group, 16, group], rounded up. Of x's
-// dtype, or bfloat16 or 8-bit integers beside a float32 x. The latter are uint8 in groups of four,
-// and a panel has one more row, its scales.
+// dtype, or of 16 bits or 8-bit integers beside a float32 x. The latter are uint8 in groups of
+// four, and a panel has one more row, its scales.
 inline void check_packed(const char* op, const char* name, const Tensor& weight, int64_t rows,
                          int64_t columns, const Tensor& x) {
   const bool packed = weight.dim() == 4 && weight.size(2) == kPackedColumns && weight.size(3) >= 1;
@@ -284,12 +284,12 @@ inline void check_packed(const char* op, const char* name, const Tensor& weight,
   check(weight.size(0) == panels && weight.size(1) == depth && weight.size(3) == group, op,
         ": expected ", name, " packed from [", rows, ", ", columns, "], which is [", panels, ", ",
         depth, ", 16, ", group, "], got ", shape(weight));
-  const bool narrow =
-      x.scalar_type() == ScalarType::Float && (dtype == ScalarType::BFloat16 || quantised);
+  const bool is_16_bit = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  const bool narrow = x.scalar_type() == ScalarType::Float && (is_16_bit || quantised);
   check(narrow || dtype == x.scalar_type(), op, ": expected ", name, " of dtype ",
         dtype_name(x.scalar_type()), " like x",
-        x.scalar_type() == ScalarType::Float ? ", bfloat16 or uint8 (packed int8)" : "", ", got ",
-        dtype_name(dtype));
+        x.scalar_type() == ScalarType::Float ? ", bfloat16, float16 or uint8 (packed int8)" : "",
+        ", got ", dtype_name(dtype));
   check_device(op, name, weight, x);
 }
 

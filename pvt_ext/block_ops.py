@@ -1,10 +1,10 @@
 """The operators of a packed model: half a transformer block each, for inference.
 
 They take weight matrices in panels (:mod:`pvt_ext.packing`), of the dtype of ``x`` or, beside a
-float32 ``x``, of bfloat16 or int8. What is multiplied by such a weight is rounded first: to
-bfloat16, on processors whose instructions multiply that faster than floats, or to integers from
--127 to 127 with one scale for every 256 inputs of a token, found as it is computed, so that there
-is nothing to calibrate. Attention itself runs in bfloat16 beside both.
+float32 ``x``, of bfloat16, float16 or int8. What is multiplied by such a weight is rounded first:
+to the 16 bits (bfloat16 only on processors whose instructions multiply that faster than floats),
+or to integers from -127 to 127 with one scale for every 256 inputs of a token, found as it is
+computed, so that there is nothing to calibrate. Attention itself runs in bfloat16 beside both.
 
 Vectors (biases, norms) are float32 or of the dtype of ``x``. float32 tokens run in the library's
 own CPU kernels, which accumulate, normalise and take the softmax in float32 and keep every

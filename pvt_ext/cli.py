@@ -207,7 +207,8 @@ def export(
     ] = "official",
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     dtype: Annotated[
-        Literal["fp32", "bf16", "int8"], typer.Option(help="Weights, arithmetic.")
+        Literal["fp32", "bf16", "fp16", "int8"],
+        typer.Option(help="Weights, arithmetic. fp16 is for GPUs; CPUs have no kernels for it."),
     ] = "fp32",
     preset: Annotated[
         Literal["paper", "timm", "hf"] | None, typer.Option(help="Preprocessing in the file.")

@@ -79,8 +79,8 @@ def export_torchscript(
         model: a classifier for RGB images (``in_chans=3``).
         path: usually ``<variant>.pt``. A link is followed; what exists must be a regular file.
         preset: preprocessing, a name in :data:`pvt_ext.preprocess.PRESETS`.
-        dtype: ``"fp32"``, ``"bf16"`` or ``"int8"``, of weights and arithmetic;
-            :func:`~pvt_ext.inference.pack` says of which. Input and output are float32.
+        dtype: ``"fp32"``, ``"bf16"``, ``"int8"`` or, for GPUs, ``"fp16"``, of weights and
+            arithmetic; :func:`~pvt_ext.inference.pack` says of which. Input and output are float32.
         labels: one name per class. None: the ImageNet names if there are 1000 classes, else none.
         weights_source, weights_sha256, seed: where the weights come from, recorded in the file:
             ``"official"``, ``"random"``, ``"file"``, a name in

@@ -69,7 +69,7 @@ class PackedPatchEmbed(_Packed):
 
     def as_tokens_dtype(self, x: Tensor) -> Tensor:
         """``x`` in the dtype of the stage's tokens: on a GPU, whose kernels take tokens and weights
-        alike, that of bfloat16 weights."""
+        alike, that of weights of 16 bits."""
         return x.to(self.proj_weight.dtype) if self.narrow_on_gpu and x.is_cuda else x
 
     def forward(self, x: Tensor, position: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
@@ -246,11 +246,12 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     Args:
         model: a PVT or a Backbone, any variant; it is not changed.
         dtype: of the weights of linear layers and convolutions and of what is multiplied by them,
-            torch.float32, torch.bfloat16 or torch.int8. Tokens, biases, norms, positions, sums and
-            softmax are float32 in all; in int8 patch embeddings and attention itself are bfloat16,
-            the head float32. Nothing has to be calibrated: activations are quantised with a scale
-            of their own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`). On a GPU
-            tokens are bfloat16 beside bfloat16 weights.
+            torch.float32, torch.bfloat16, torch.int8 or, for GPUs, torch.float16, for which
+            there are no CPU kernels. Tokens, biases, norms, positions, sums and softmax are
+            float32 in all; in int8 patch embeddings and attention itself are bfloat16, the head
+            float32. Nothing has to be calibrated: activations are quantised with a scale of their
+            own for every 256 inputs of a token (:mod:`pvt_ext.block_ops`). On a GPU tokens are of
+            the dtype of weights of 16 bits.
 
     Returns:
         a model of the same class whose patch embeddings and blocks are those of this module. All
@@ -261,9 +262,10 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """
     if any(isinstance(module, PackedPatchEmbed) for module in model.modules()):
         raise ValueError("model: expected one that is not packed yet")
-    if dtype not in (torch.float32, torch.bfloat16, torch.int8):
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
         raise ValueError(
-            f"dtype: expected torch.float32, torch.bfloat16 or torch.int8, got {dtype}"
+            "dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, "
+            f"got {dtype}"
         )
     embed_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     packed = deepcopy(model).float().eval()
@@ -271,7 +273,7 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     for stage, original in zip(packed.stages, model.stages, strict=True):
         assert isinstance(original, Stage)
         stage.patch_embed = PackedPatchEmbed(
-            original.patch_embed, embed_dtype, narrow_on_gpu=dtype == torch.bfloat16
+            original.patch_embed, embed_dtype, narrow_on_gpu=embed_dtype == dtype != torch.float32
         )
         blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
         stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)

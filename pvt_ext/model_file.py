@@ -25,7 +25,12 @@ from pvt_ext.preprocess import Preprocess
 
 METADATA = "pvt.json"
 FORMAT = 1  # raised when a reader of pvt.json must change
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 COMPILED = "data/aotinductor/"  # where a package of AOTInductor keeps its code
 
 

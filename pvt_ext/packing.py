@@ -3,8 +3,8 @@
 A linear layer's weight ``[rows, columns]`` (``[out_features, in_features]``) becomes
 ``[ceil(rows / 16), ceil(columns / group), 16, group]``: sixteen outputs side by side, ``group``
 inputs of one output together, because one instruction multiplies and adds that many: 1 in
-float32, 2 in bfloat16, 4 in int8. What does not fill a panel or a group is zero. The layout does
-not depend on the processor, so a packed model file runs at full speed on any.
+float32, 2 in bfloat16 and float16, 4 in int8. What does not fill a panel or a group is zero. The
+layout does not depend on the processor, so a packed model file runs at full speed on any.
 
 In int8 a weight is ``scale * integer`` with one scale per output and integers from -127 to 127.
 They are stored as uint8, with 128 added, and every panel has one more row, whose 64 bytes are the
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PANEL = 16
-_GROUPS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
+_GROUPS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 2, torch.int8: 4}
 
 
 def pack_weight(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -79,6 +79,8 @@ def export_pt2(
     """
     path = writable(Path(path))
     check_model(model, dtype, labels)
+    if dtype == "fp16":
+        raise ValueError("dtype: packages are for the CPU, where fp16 has no kernels; take bf16")
     preprocess = Preprocess(preset, model.img_size)
     if not model.fused:
         raise ValueError("model: pt2 needs the fused operators, got a model with fused=False")

@@ -380,8 +380,8 @@ def patch_with(**changes):
             r"packed from \[20, 8\], which is \[2, 8, 16, 1\], got \[2, 9, 16, 1\]",
         ),
         (
-            mlp_with(fc2_weight=torch.zeros(1, 20, 16, 1).half()),
-            "fc2_weight of dtype float32 like x, bfloat16 or uint8 .*, got float16",
+            mlp_with(fc2_weight=torch.zeros(1, 20, 16, 1).double()),
+            "fc2_weight of dtype float32 like x, bfloat16, float16 or uint8 .*, got float64",
         ),
         (attention_with(kv=torch.zeros(2, 0, 16)), "kv of shape .* at least one key"),
         (attention_with(kv=torch.zeros(1, 5, 16)), r"\[2, kv_len, 16\].*got \[1, 5, 16\]"),

@@ -120,6 +120,7 @@ def test_export_leaves_the_model_alone(tmp_path: Path) -> None:
     ("dtype", "torch_dtype", "stored"),
     [
         ("bf16", torch.bfloat16, {torch.bfloat16}),
+        ("fp16", torch.float16, {torch.float16}),
         ("int8", torch.int8, {torch.bfloat16, torch.uint8}),
     ],
 )
@@ -167,7 +168,7 @@ def test_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, int8, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, fp16, int8, got 'fp8'"),
         ({"preset": "pil"}, "preset: expected one of paper, timm, hf, got 'pil'"),
         ({"labels": ["cat"]}, "labels: expected 10 names, got 1"),
         ({"labels": "ten labels"}, "labels: expected a list of names, got str"),

@@ -182,7 +182,8 @@ def test_runs_on_every_processor_of_its_architecture(package: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, int8, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype: expected one of fp32, bf16, fp16, int8, got 'fp8'"),
+        ({"dtype": "fp16"}, "dtype: packages are for the CPU, where fp16 has no kernels"),
         ({"preset": "pil"}, "preset: expected one of paper, timm, hf, got 'pil'"),
         ({"labels": ["cat"]}, "labels: expected 10 names, got 1"),
         ({"path": "absent/a.pt2"}, "path: expected a file name in an existing folder, got absent"),

@@ -29,11 +29,12 @@ def packed(name, dtype, device):
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(224, 224), (97, 161)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_in_bfloat16(name, size, device):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_in_16_bits(dtype, name, size, device):
     x = torch.randn(4, 3, *size, device=device)
     truth = plain(name, torch.float64, device)(x.double())
-    eager = plain(name, torch.bfloat16, device)(x.bfloat16())
-    ours = packed(name, torch.bfloat16, device)(x)
+    eager = plain(name, dtype, device)(x.to(dtype))
+    ours = packed(name, dtype, device)(x)
     assert ours.dtype == torch.float32
     error, eager_error = (cases.rms(out.double() - truth) for out in (ours, eager))
     assert error <= 1.5 * eager_error, (error / cases.rms(truth), eager_error / cases.rms(truth))
