@@ -31,31 +31,35 @@ void run_depthwise(const Device& device, const DepthwiseArgs& args, bool relu) {
 }
 
 template <class scalar_t, int C>
-void run(const Device& device, const MlpBlockArgs& mlp, const DepthwiseArgs& depthwise, bool relu) {
-  run_fc1<scalar_t, C, Then::kStore, true>(device, mlp, depthwise.x);
+void run(const Device& device, const Tensor& x, const MlpBlockArgs& mlp, DepthwiseArgs depthwise,
+         bool relu) {
+  const Tensor hidden = torch::stable::new_empty(x, {mlp.rows, mlp.hidden});
+  const Tensor active = torch::stable::new_empty(x, {mlp.rows, mlp.hidden});
+  run_fc1<scalar_t, C, Then::kStore, true>(device, mlp, hidden.mutable_data_ptr());
+  depthwise.x = hidden.const_data_ptr(), depthwise.out = active.mutable_data_ptr();
   run_depthwise<scalar_t>(device, depthwise, relu);
-  run_fc2<scalar_t, C, true>(device, mlp, depthwise.out);
+  run_fc2<scalar_t, C, true>(device, mlp, active.const_data_ptr());
 }
 
 // Runs kernels if there are some for so many channels.
 template <class scalar_t>
-bool dispatch_channels(const Device& device, int64_t C, const MlpBlockArgs& mlp,
+bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, const MlpBlockArgs& mlp,
                        const DepthwiseArgs& depthwise, bool relu) {
   switch (C) {
     case 32:
-      return run<scalar_t, 32>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 32>(device, x, mlp, depthwise, relu), true;
     case 64:
-      return run<scalar_t, 64>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 64>(device, x, mlp, depthwise, relu), true;
     case 128:
-      return run<scalar_t, 128>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 128>(device, x, mlp, depthwise, relu), true;
     case 160:
-      return run<scalar_t, 160>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 160>(device, x, mlp, depthwise, relu), true;
     case 256:
-      return run<scalar_t, 256>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 256>(device, x, mlp, depthwise, relu), true;
     case 320:
-      return run<scalar_t, 320>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 320>(device, x, mlp, depthwise, relu), true;
     case 512:
-      return run<scalar_t, 512>(device, mlp, depthwise, relu), true;
+      return run<scalar_t, 512>(device, x, mlp, depthwise, relu), true;
     default:
       return false;
   }
@@ -76,13 +80,11 @@ void conv_mlp_block_cuda(Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
   const Device device("conv_mlp_block_", x);
   bool done = false;
   if (have_packed_kernel(device, x, {fc1_weight, fc2_weight}) && is_aligned(x) &&
-      s.hidden % kLayersDepth == 0 &&
-      depthwise_lanes(s.rows / (H * W), H, W, s.hidden) < INT32_MAX - kRun) {
+      s.hidden % kLayersDepth == 0 && s.hidden <= INT32_MAX / 9 &&
+      depthwise_lanes(s.rows / (H * W), H, W, s.hidden) <= INT32_MAX) {
     const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
     const Vector dwconv_w(dwconv_weight), dwconv_b(dwconv_bias);
     const Weight fc1(fc1_weight), fc2(fc2_weight);
-    const Tensor hidden = torch::stable::new_empty(x, {s.rows, s.hidden});
-    const Tensor active = torch::stable::new_empty(x, {s.rows, s.hidden});
     const MlpBlockArgs mlp{x.mutable_data_ptr(),
                            s.rows,
                            norm_w.data(),
@@ -93,12 +95,13 @@ void conv_mlp_block_cuda(Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
                            fc2.data(),
                            fc2_b.data(),
                            static_cast<int>(s.hidden)};
-    const DepthwiseArgs depthwise{
-        hidden.mutable_data_ptr(), static_cast<int>(s.rows / (H * W)), static_cast<int>(H),
-        static_cast<int>(W),       static_cast<int>(s.hidden),         dwconv_w.data(),
-        dwconv_b.data(),           active.mutable_data_ptr()};
+    DepthwiseArgs depthwise{};
+    depthwise.B = static_cast<int>(s.rows / (H * W));
+    depthwise.H = static_cast<int>(H), depthwise.W = static_cast<int>(W);
+    depthwise.C = static_cast<int>(s.hidden);
+    depthwise.weight = dwconv_w.data(), depthwise.bias = dwconv_b.data();
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
-      done = dispatch_channels<decltype(type)>(device, s.C, mlp, depthwise, relu);
+      done = dispatch_channels<decltype(type)>(device, x, s.C, mlp, depthwise, relu);
     });
   }
   if (!done) {

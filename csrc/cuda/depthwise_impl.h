@@ -7,7 +7,7 @@
 namespace pvt::cuda {
 
 struct DepthwiseArgs {
-  void* x;              // [B, H, W, C], as fc1 left it
+  const void* x;        // [B, H, W, C]
   int B, H, W, C;       // C a multiple of 8
   const float* weight;  // [3, 3, C]
   const float* bias;
@@ -18,7 +18,8 @@ struct DepthwiseArgs {
 // each of their neighbours once for all of them.
 constexpr int kRun = 4;
 
-// Lanes that the kernel needs, numbered over [B][H][runs of a row][8 channels]; fewer than 2^31.
+// Lanes that the kernel needs, numbered over [B][H][runs of a row][8 channels]; at most INT32_MAX,
+// which the numbers of the last block do not pass either.
 inline int64_t depthwise_lanes(int64_t B, int64_t H, int64_t W, int64_t C) {
   return B * H * ((W + kRun - 1) / kRun) * (C / 8);
 }

@@ -7,10 +7,12 @@
 
 #ifdef __CUDACC__
 #define PVT_DEVICE __device__ __forceinline__
+#define PVT_HOST_DEVICE __host__ __device__ __forceinline__
 #define PVT_UNROLL _Pragma("unroll")
 #define PVT_NO_UNROLL _Pragma("unroll 1")
 #else
 #define PVT_DEVICE inline
+#define PVT_HOST_DEVICE inline
 #define PVT_UNROLL
 #define PVT_NO_UNROLL
 #endif

@@ -117,6 +117,10 @@ struct DeviceWarp {
     }
     return {v.x, v.y, v.z, v.w};
   }
+  // One 16-bit number per lane, the low half of the word.
+  static PVT_DEVICE Word load_16_bits(const void* base, Offset offset, Mask mask) {
+    return mask ? *reinterpret_cast<const uint16_t*>(static_cast<const char*>(base) + offset) : 0;
+  }
   static PVT_DEVICE void store(void* base, Offset offset, const Vector& v, Mask mask) {
     if (mask) {
       *reinterpret_cast<uint4*>(static_cast<char*>(base) + offset) =

@@ -78,18 +78,25 @@ void prepare(const Device& device, Kernel* kernel, int shared_bytes) {
 
 // Runs kernel(args) in `blocks` blocks of `threads` threads. The kernel is a template argument, so
 // that what was prepared is remembered for each.
+//   most_shared_bytes: of any launch of the kernel, where they differ; the limit is set once
 template <auto kKernel, class Args>
-void launch(const Device& device, int64_t blocks, int threads, int shared_bytes, const Args& args) {
+void launch(const Device& device, int64_t blocks, int threads, int shared_bytes, const Args& args,
+            int most_shared_bytes) {
   static std::atomic<uint64_t> prepared{0};  // a bit per device
   const uint64_t bit = uint64_t{1} << (device.index() % 64);
   if (device.index() >= 64 || (prepared.load(std::memory_order_relaxed) & bit) == 0) {
-    prepare(device, kKernel, shared_bytes);
+    prepare(device, kKernel, most_shared_bytes);
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
   check(blocks <= INT32_MAX, device.op(), ": expected fewer tokens, got ", blocks,
         " blocks of them");
   kKernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, device.stream()>>>(args);
   check_cuda(cudaGetLastError(), device.op());
+}
+
+template <auto kKernel, class Args>
+void launch(const Device& device, int64_t blocks, int threads, int shared_bytes, const Args& args) {
+  launch<kKernel>(device, blocks, threads, shared_bytes, args, shared_bytes);
 }
 
 }  // namespace pvt::cuda

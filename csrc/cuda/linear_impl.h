@@ -45,9 +45,9 @@ PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
   using Float = typename Warp::Float;
   constexpr int C = kStrips * kStrip;
   const auto lane = Warp::lane();
-  Strip<Warp> strips[kStrips];
+  Strip<Warp> strips[kStrips][1];
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-    strips[s] = bias_strip<Warp>(args.sums_bias + s * kStrip);
+    strips[s][0] = bias_strip<Warp>(args.sums_bias + s * kStrip);
   }
   PVT_NO_UNROLL for (int split = 0; split < args.splits; ++split) {
     const float* x = static_cast<const float*>(args.x) + split * args.rows * C;
@@ -59,40 +59,14 @@ PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
           Warp::load_floats(x, row * int64_t{C} + ((lane & 3) << 3) + s * kStrip + c, four,
                             row < args.rows);
           PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            strips[s].at(half, c + i) = strips[s].at(half, c + i) + four[i];
+            strips[s][0].at(half, c + i) = strips[s][0].at(half, c + i) + four[i];
           }
         }
       }
     }
   }
-  Float mean[2], scale[2];
-  PVT_UNROLL for (int half = 0; half < 2; ++half) {
-    Float sum = Float(0.f), squares = Float(0.f);
-    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) sum = sum + strips[s].at(half, c);
-    }
-    mean[half] = sum_of_row<Warp>(sum) * Float(1.f / C);
-    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) {
-        const Float difference = strips[s].at(half, c) - mean[half];
-        squares = Warp::fma(difference, difference, squares);
-      }
-    }
-    scale[half] =
-        Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(1.f / C), Float(args.eps)));
-  }
-  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-    Float w[8], b[8];
-    load_channels<Warp>(args.norm_weight + s * kStrip, w);
-    load_channels<Warp>(args.norm_bias + s * kStrip, b);
-    PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) {
-        const Float unit = (strips[s].at(half, c) - mean[half]) * scale[half];
-        strips[s].at(half, c) = Warp::fma(unit, w[c], b[c]);
-      }
-    }
-    round<scalar_t>(strips[s], operands[s][0]);
-  }
+  normalise(strips, args.norm_weight, args.norm_bias, args.eps);
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) round<scalar_t>(strips[s][0], operands[s][0]);
 }
 
 // A block has kRows rows and block_columns columns. Block index: [row group][column group].

@@ -1,14 +1,60 @@
-// patch_embed on CUDA: which maps have kernels, and their launch: the convolution of tokens, and
-// the norm of what it leaves. Images, of three channels, are ATen's.
+// patch_embed on CUDA: which maps have kernels, and their launch. Of an image it is one; of tokens
+// it is two, the convolution and the norm of what that leaves.
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
 #include "cuda/convolve.h"
+#include "cuda/image_embed_impl.h"
 #include "cuda/packed.h"
 #include "cuda/patch_norm_impl.h"
 
 namespace pvt::cuda {
 namespace {
+
+// What a call is given, for both kinds of maps.
+struct Embedding {
+  const Device& device;
+  const Tensor& x;
+  const PatchShape& shape;
+  int kernel_size, stride, padding;
+  const char* weight;
+  const float* bias;
+  const float* norm_weight;
+  const float* norm_bias;
+  float eps;
+  const float* position;  // or null
+  void* out;
+
+  int64_t image_rows() const { return shape.out_H * shape.out_W; }
+
+  // Sets the members that convolutions of both kinds have.
+  template <class Args>
+  void fill(Args& args) const {
+    args.x = x.const_data_ptr(), args.weight = weight;
+    args.image_bytes = x.stride(0) * 2;
+    args.row_bytes = x.stride(2) * 2, args.column_bytes = x.stride(3) * 2;
+    args.H = static_cast<int>(shape.H), args.W = static_cast<int>(shape.W);
+    args.kernel_size = kernel_size, args.stride = stride, args.padding = padding;
+    args.rows = shape.B * image_rows();
+    args.out_H = static_cast<int>(shape.out_H), args.out_W = static_cast<int>(shape.out_W);
+  }
+  // Those of the norm and what follows it.
+  template <class Args>
+  void fill_end(Args& args) const {
+    args.bias = bias, args.norm_weight = norm_weight, args.norm_bias = norm_bias, args.eps = eps;
+    args.position = position, args.out = out;
+  }
+};
+
+// ---- of tokens ----
+
+// Whether x [B, C, H, W] is tokens seen as a feature map, whose channels can be read 16 bytes at a
+// time.
+bool is_token_map(const Tensor& x) {
+  constexpr int64_t kNumbers = kVector / 2;
+  return is_aligned(x) && x.stride(1) == 1 && x.stride(0) % kNumbers == 0 &&
+         x.stride(2) % kNumbers == 0 && x.stride(3) % kNumbers == 0;
+}
 
 constexpr int kNormWarps = 8;
 
@@ -19,42 +65,87 @@ __global__ void __launch_bounds__(kNormWarps* kLanes) patch_norm_kernel(PatchNor
 }
 
 template <class scalar_t, int C_in, int kStrips>
-void run(const Device& device, const Tensor& x, ConvolveArgs convolution, PatchNormArgs args) {
-  const Tensor sums = run_convolution<scalar_t, C_in, kStrips, false>(device, x, convolution);
+void run_tokens(const Embedding& e) {
+  ConvolveArgs convolution{};
+  e.fill(convolution);
+  convolution.C_out = static_cast<int>(e.shape.C);
+  const Tensor sums = run_convolution<scalar_t, C_in, kStrips, false>(e.device, e.x, convolution);
+  PatchNormArgs args{};
+  e.fill_end(args);
   args.sums = static_cast<const float*>(sums.const_data_ptr());
-  args.splits = convolution.splits;
-  launch<patch_norm_kernel<scalar_t>>(device, (args.rows + kNormWarps - 1) / kNormWarps,
+  args.rows = convolution.rows, args.splits = convolution.splits, args.C = convolution.C_out;
+  args.image_rows = e.image_rows();
+  launch<patch_norm_kernel<scalar_t>>(e.device, (args.rows + kNormWarps - 1) / kNormWarps,
                                       kNormWarps * kLanes, 0, args);
 }
 
 // Runs kernels if there are some for so many channels.
 template <class scalar_t>
-bool dispatch_channels(const Device& device, const Tensor& x, int64_t C_in, int64_t C_out,
-                       const ConvolveArgs& convolution, const PatchNormArgs& args) {
-  switch (C_in * 1000 + C_out) {
+bool embed_tokens(const Embedding& e) {
+  switch (e.shape.C_in * 1000 + e.shape.C) {
     case 32064:
-      return run<scalar_t, 32, 2>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 32, 2>(e), true;
     case 64128:
-      return run<scalar_t, 64, 4>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 64, 4>(e), true;
     case 64160:
-      return run<scalar_t, 64, 5>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 64, 5>(e), true;
     case 128320:
-      return run<scalar_t, 128, 5>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 128, 5>(e), true;
     case 160256:
-      return run<scalar_t, 160, 4>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 160, 4>(e), true;
     case 320512:
-      return run<scalar_t, 320, 4>(device, x, convolution, args), true;
+      return run_tokens<scalar_t, 320, 4>(e), true;
     default:
       return false;
   }
 }
 
-// Whether x [B, C, H, W] is tokens seen as a feature map, whose channels can be read 16 bytes at a
-// time.
-bool is_token_map(const Tensor& x) {
-  constexpr int64_t kNumbers = kVector / 2;
-  return is_aligned(x) && x.stride(1) == 1 && x.stride(0) % kNumbers == 0 &&
-         x.stride(2) % kNumbers == 0 && x.stride(3) % kNumbers == 0;
+// ---- of an image ----
+
+// Inputs of a patch, so that their weights fit into the shared memory of any device.
+constexpr int kMaxInputs = 512;
+
+// Whether the kernel can reach the inputs of a patch.
+bool is_image(const Tensor& x, int64_t kernel_size) {
+  const int64_t far = (kernel_size - 1) * (x.stride(2) + x.stride(3)) + x.size(1) * x.stride(1);
+  return kernel_size * kernel_size * x.size(1) <= kMaxInputs && 2 * far <= INT32_MAX;
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes) image_embed_kernel(ImageEmbedArgs args) {
+  DeviceBlock<Config::kWarps> block;
+  image_embed<Config>(block, args);
+}
+
+// Blocks of which a multiprocessor holds as many as hide each other's waiting.
+constexpr int64_t kImageBlocksPerMultiprocessor = 4;
+
+template <class scalar_t, int C>
+void run_image(const Embedding& e) {
+  using Config = ImageEmbedConfig<scalar_t, C, /*kWarps=*/4>;
+  ImageEmbedArgs args{};
+  e.fill(args);
+  e.fill_end(args);
+  args.C_in = static_cast<int>(e.shape.C_in), args.channel_bytes = e.x.stride(1) * 2;
+  constexpr int64_t kRows = kTile * Config::kWarps;
+  const int64_t most_blocks = kImageBlocksPerMultiprocessor * e.device.multiprocessors();
+  launch<image_embed_kernel<Config>>(
+      e.device, std::min((args.rows + kRows - 1) / kRows, most_blocks), Config::kWarps * kLanes,
+      image_embed_shared_bytes<Config>(args.input_strips()), args,
+      image_embed_shared_bytes<Config>(kMaxInputs / kStrip));
+}
+
+// Runs the kernel if there is one for so many channels.
+template <class scalar_t>
+bool embed_image(const Embedding& e) {
+  switch (e.shape.C) {
+    case 32:
+      return run_image<scalar_t, 32>(e), true;
+    case 64:
+      return run_image<scalar_t, 64>(e), true;
+    default:
+      return false;
+  }
 }
 
 }  // namespace
@@ -66,34 +157,30 @@ Tensor patch_embed_cuda(const Tensor& x, const Tensor& weight, const Tensor& bia
   const PatchShape s = check_patch_embed(x, weight, bias, norm_weight, norm_bias, position,
                                          kernel_size, stride, padding);
   const Device device("patch_embed", x);
-  if (s.B > 0 && have_packed_kernel(device, x, {weight}) && is_token_map(x) &&
-      s.H + 2 * padding <= INT32_MAX && s.W + 2 * padding <= INT32_MAX && stride <= INT32_MAX) {
+  if (s.B > 0 && have_packed_kernel(device, x, {weight}) && s.H + 2 * padding <= INT32_MAX &&
+      s.W + 2 * padding <= INT32_MAX && stride <= INT32_MAX && s.out_H * s.out_W <= INT32_MAX) {
     Tensor out = torch::stable::new_empty(x, {s.B, s.out_H * s.out_W, s.C});
     const Weight packed(weight);
     const Vector conv_bias(bias), norm_w(norm_weight), norm_b(norm_bias);
     const Vector table(position.value_or(bias));
-    ConvolveArgs convolution{};
-    convolution.x = x.const_data_ptr();
-    convolution.image_bytes = x.stride(0) * 2;
-    convolution.row_bytes = x.stride(2) * 2, convolution.column_bytes = x.stride(3) * 2;
-    convolution.H = static_cast<int>(s.H), convolution.W = static_cast<int>(s.W);
-    convolution.kernel_size = static_cast<int>(kernel_size);
-    convolution.stride = static_cast<int>(stride), convolution.padding = static_cast<int>(padding);
-    convolution.weight = packed.data();
-    convolution.rows = s.B * s.out_H * s.out_W;
-    convolution.out_H = static_cast<int>(s.out_H), convolution.out_W = static_cast<int>(s.out_W);
-    convolution.C_out = static_cast<int>(s.C);
-    PatchNormArgs args{};
-    args.rows = convolution.rows, args.C = convolution.C_out;
-    args.bias = conv_bias.data();
-    args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data();
-    args.eps = static_cast<float>(eps);
-    args.position = position.has_value() ? table.data() : nullptr;
-    args.image_rows = s.out_H * s.out_W;
-    args.out = out.mutable_data_ptr();
+    const Embedding e{device,
+                      x,
+                      s,
+                      static_cast<int>(kernel_size),
+                      static_cast<int>(stride),
+                      static_cast<int>(padding),
+                      packed.data(),
+                      conv_bias.data(),
+                      norm_w.data(),
+                      norm_b.data(),
+                      static_cast<float>(eps),
+                      position.has_value() ? table.data() : nullptr,
+                      out.mutable_data_ptr()};
     bool done = false;
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
-      done = dispatch_channels<decltype(type)>(device, x, s.C_in, s.C, convolution, args);
+      using scalar_t = decltype(type);
+      done = (is_token_map(x) && embed_tokens<scalar_t>(e)) ||
+             (is_image(x, kernel_size) && embed_image<scalar_t>(e));
     });
     if (done) {
       return out;

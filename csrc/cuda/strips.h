@@ -115,42 +115,64 @@ PVT_DEVICE Int place(const Int& lane, int columns) {
 // each other. mma.m16n8k16 itself gives a lane channels 2 t and 2 t + 1 of every eight.
 enum class Inputs { kAdjacent, kSpread };
 
+// For each word of a square, or of the part of it that the block copies at a time: where a thread
+// finds it in packed weights and where it goes. It is the same in every square, so there is next to
+// no arithmetic in a copy, which would take slots from the products.
+//
+// Bits of a word's number: 0-2 column, 3 half of the inputs of a step, 4-5 t, 6 panel, 7 column,
+// 8 step.
+template <Inputs kInputs>
+PVT_DEVICE int pair_of_word(int word) {
+  const int t = word >> 4 & 3, step = word >> 8 & 1, half = word >> 3 & 1;
+  return kInputs == Inputs::kAdjacent ? 4 * t + 2 * step + half : 8 * step + 4 * half + t;
+}
+template <Inputs kInputs>
+PVT_DEVICE int64_t source_of_word(int word, int64_t panel_bytes) {
+  const int column = (word & 7) + (word >> 7 & 1) * 8;
+  return (word >> 6 & 1) * panel_bytes + pair_of_word<kInputs>(word) * kPanelLine + column * 4;
+}
+PVT_DEVICE int target_of_word(int word) {
+  const int column = (word & 7) + (word >> 7 & 1) * 8 + (word >> 6 & 1) * 16;
+  const int lane = column / 4 * 4 + (word >> 4 & 3);
+  const int columns = column >> 1 & 1, step = word >> 8 & 1;
+  return ((step * 2 + columns) * kLanes + place(lane, columns)) * kVector + (column & 1) * 8 +
+         (word >> 3 & 1) * 4;
+}
+
 // Starts the copy of squares [kStrips][kSteps] of packed weights, for operands that hold kInputs.
 //   from: the first input of the first panel, panels panel_bytes apart
-//
-// What a thread copies lies at the same place in every square, or the part of it that the block
-// copies at a time: so there is next to no arithmetic, which would take slots from the products.
 template <int kStrips, int kSteps, Inputs kInputs = Inputs::kAdjacent, class Block>
 PVT_DEVICE void copy_squares(Block& block, char* to, const char* from, int64_t panel_bytes) {
   constexpr int kThreads = Block::kThreads;
   static_assert(kThreads >= 128 && kThreads <= kSquareWords && kSquareWords % kThreads == 0,
                 "a square is whole copies of the block");
-  // Bits of a word's number: 0-2 column, 3 half of the inputs of a step, 4-5 t, 6 panel, 7 column,
-  // 8 step.
-  const auto source = [&](int word) {
-    const int t = word >> 4 & 3, step = word >> 8 & 1, half = word >> 3 & 1;
-    const int pair =
-        kInputs == Inputs::kAdjacent ? 4 * t + 2 * step + half : 8 * step + 4 * half + t;
-    const int column = (word & 7) + (word >> 7 & 1) * 8;
-    return (word >> 6 & 1) * panel_bytes + pair * kPanelLine + column * 4;
-  };
-  const auto target = [&](int word) {
-    const int column = (word & 7) + (word >> 7 & 1) * 8 + (word >> 6 & 1) * 16;
-    const int lane = column / 4 * 4 + (word >> 4 & 3);
-    const int columns = column >> 1 & 1, step = word >> 8 & 1;
-    return ((step * 2 + columns) * kLanes + place(lane, columns)) * kVector + (column & 1) * 8 +
-           (word >> 3 & 1) * 4;
-  };
   block.each_thread([&](int thread) {
-    const char* const thread_from = from + source(thread);
-    char* const thread_to = to + target(thread);
+    const char* const thread_from = from + source_of_word<kInputs>(thread, panel_bytes);
+    char* const thread_to = to + target_of_word(thread);
     PVT_UNROLL for (int strip = 0; strip < kStrips; ++strip) {
       PVT_UNROLL for (int step = 0; step < kSteps; ++step) {
         PVT_UNROLL for (int part = 0; part < kSquareWords; part += kThreads) {
-          block.copy_word(thread_to + (strip * kSteps + step) * kSquare + target(part),
+          block.copy_word(thread_to + (strip * kSteps + step) * kSquare + target_of_word(part),
                           thread_from + strip * 2 * panel_bytes + step * (kStrip / 2 * kPanelLine) +
-                              source(part));
+                              source_of_word<kInputs>(part, panel_bytes));
         }
+      }
+    }
+  });
+}
+
+// The same of squares [kStrips] of which only the first `pairs` pairs of inputs exist; the others
+// become zeros.
+template <int kStrips, class Block>
+PVT_DEVICE void copy_some_squares(Block& block, char* to, const char* from, int64_t panel_bytes,
+                                  int pairs) {
+  block.each_thread([&](int thread) {
+    PVT_UNROLL for (int strip = 0; strip < kStrips; ++strip) {
+      for (int word = thread; word < kSquareWords; word += Block::kThreads) {
+        const bool exists = pair_of_word<Inputs::kAdjacent>(word) < pairs;
+        const int64_t source = source_of_word<Inputs::kAdjacent>(word, panel_bytes);
+        block.copy_word(to + strip * kSquare + target_of_word(word),
+                        from + strip * 2 * panel_bytes + (exists ? source : 0), exists);
       }
     }
   });

@@ -144,6 +144,40 @@ class RowNorm {
   Float mean_[kTiles][2], scale_[kTiles][2];
 };
 
+// The LayerNorm of sums, in place.
+template <class Warp, int kStrips>
+PVT_DEVICE void normalise(Strip<Warp> (&strips)[kStrips][1], const float* weight, const float* bias,
+                          float eps) {
+  using Float = typename Warp::Float;
+  constexpr float kShare = 1.f / (kStrips * kStrip);
+  Float mean[2], scale[2];
+  PVT_UNROLL for (int half = 0; half < 2; ++half) {
+    Float sum = Float(0.f), squares = Float(0.f);
+    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+      PVT_UNROLL for (int c = 0; c < 8; ++c) sum = sum + strips[s][0].at(half, c);
+    }
+    mean[half] = sum_of_row<Warp>(sum) * Float(kShare);
+    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+      PVT_UNROLL for (int c = 0; c < 8; ++c) {
+        const Float difference = strips[s][0].at(half, c) - mean[half];
+        squares = Warp::fma(difference, difference, squares);
+      }
+    }
+    scale[half] = Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(kShare), Float(eps)));
+  }
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+    Float w[8], b[8];
+    load_channels<Warp>(weight + s * kStrip, w);
+    load_channels<Warp>(bias + s * kStrip, b);
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      PVT_UNROLL for (int c = 0; c < 8; ++c) {
+        const Float unit = (strips[s][0].at(half, c) - mean[half]) * scale[half];
+        strips[s][0].at(half, c) = Warp::fma(unit, w[c], b[c]);
+      }
+    }
+  }
+}
+
 // LayerNorm of rows in memory, 32 channels at a time: use(s, operands). Rows are read twice, the
 // second time from the nearest cache, so that few of them need registers at once.
 template <class scalar_t, int kStrips, class Warp, int kTiles, class Rows, class Use>

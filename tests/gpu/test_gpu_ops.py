@@ -22,6 +22,12 @@ HEADS = [(32, 1), (64, 2), (64, 1), (128, 2), (160, 5), (256, 8), (320, 5), (512
 REDUCTIONS = [(8, 64), (4, 128), (2, 320), (0, 512), (8, 32), (4, 64), (2, 160), (0, 256)]
 PATCHES = [(64, 128), (128, 320), (320, 512), (32, 64), (64, 160), (160, 256)]
 
+IMAGES = [
+    cases.PatchCase(2, 3, 224, 224, 64, 4, 4),
+    cases.PatchCase(3, 3, 61, 47, 64, 7, 4, 3, position=False),
+    cases.PatchCase(1, 3, 30, 97, 32, 7, 4, 3, position=False),
+    cases.PatchCase(1, 1, 9, 5, 32, 3, 2, 1),
+]
 MLP = [
     *(cases.MlpBlockCase(B, N, 64, 512) for B, N in ROWS),
     *(cases.MlpBlockCase(2, 197, C, 4 * C) for C in CHANNELS),
@@ -52,7 +58,8 @@ REDUCTION = [
 PATCH = [
     *(cases.PatchCase(2, C_in, 14, 28, C, 2, 2, tokens=True) for C_in, C in PATCHES),
     *(cases.PatchCase(1, C_in, 15, 9, C, 3, 2, 1, False, tokens=True) for C_in, C in PATCHES),
-    cases.PatchCase(2, 3, 64, 64, 64, 4, 4),
+    *IMAGES,
+    cases.PatchCase(2, 3, 64, 64, 48, 4, 4),
 ]
 # Without CUDA kernels: ATen's, on the same device.
 OTHERS = [("pool_kv", cases.PoolCase(2, 25, 40, 64, 7))]
@@ -71,6 +78,8 @@ ONE_OF_EACH = [
     ("reduce_kv", cases.KvCase(2, 28, 28, 64, 4)),
     ("patch_embed", cases.PatchCase(2, 64, 28, 28, 128, 2, 2, tokens=True)),
 ]
+# Kernels that none of those is: of images, and of just enough rows for the wide ones.
+OTHER_KERNELS = [("patch_embed", IMAGES[-1]), ("mlp_block_", cases.MlpBlockCase(90, 196, 320, 128))]
 # Enough to fill any GPU, which few rows run in other kernels than.
 MANY_ROWS = [
     *(("mlp_block_", cases.MlpBlockCase(16, 3136, C, 4 * C)) for C in (32, 64, 128, 160, 256)),
@@ -86,7 +95,6 @@ KERNELS = {
     "reduce_kv": "linear_kernel",
     "patch_embed": "patch_norm_kernel",
 }
-KERNELS_OF_MANY_ROWS = {"mlp_block_": ("mlp_block", "streamed"), "conv_mlp_block_": ("streamed",)}
 
 
 def on(device, inputs):
@@ -141,7 +149,10 @@ def test_many_rows(name, case, dtype, gpu):
     inputs = on(gpu, case.inputs(dtype, dtype))
     check(name, inputs, gpu)
     names = kernels_of(name, inputs)
-    assert any(part in key for part in KERNELS_OF_MANY_ROWS[name] for key in names), names
+    assert not any("::linear_kernel" in key for key in names), names  # that of few rows
+    in_registers = name == "mlp_block_" and case.C <= 256
+    expected = "mlp_block" if in_registers else "streamed_linear_kernel"
+    assert any(expected in key for key in names), names
 
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
@@ -156,6 +167,21 @@ def test_runs_its_own_kernel(name, case, dtype, gpu):
     assert build_info()["cuda_architectures"], "pvt_ext was built without CUDA kernels"
     names = kernels_of(name, on(gpu, case.inputs(dtype, dtype)))
     assert any(KERNELS[name] in key for key in names), names
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", IMAGES, ids=str)
+def test_an_image_has_its_own_kernel(case, dtype, gpu):
+    names = kernels_of("patch_embed", on(gpu, case.inputs(dtype, dtype)))
+    assert any("image_embed_kernel" in key for key in names), names
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", IMAGES, ids=str)
+def test_channels_last_changes_nothing(case, dtype, device):
+    x, *rest = on(device, case.inputs(dtype, dtype))
+    out = run("patch_embed", [x.contiguous(memory_format=torch.channels_last), *rest])
+    assert torch.allclose(out, run("patch_embed", [x, *rest]), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
@@ -213,7 +239,7 @@ def test_large_scores(device):
     check("attention_block_", [x, kv, *rest], device)
 
 
-@pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
+@pytest.mark.parametrize(("name", "case"), [*ONE_OF_EACH, *OTHER_KERNELS], ids=str)
 def test_tokens_without_variance(name, case, device):
     x, *rest = case.inputs(torch.bfloat16, torch.bfloat16)
     check(name, [torch.full_like(x, 3), *rest], device)

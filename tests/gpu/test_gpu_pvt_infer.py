@@ -1,4 +1,4 @@
-"""The C++ program on a GPU: $PVT_INFER, or what CMake built beside the CUDA build of torch."""
+"""The C++ program on a GPU: $PVT_INFER, or what tools/gpu_build.sh built."""
 
 import os
 
@@ -15,10 +15,12 @@ gpu_device.skip_without_gpu()
 
 @pytest.fixture(scope="module")
 def infer(tmp_path_factory):
-    built = sorted(ROOT.glob("build/*/bin/pvt_infer"), key=lambda path: path.stat().st_mtime)
-    program = os.environ.get("PVT_INFER") or (built[-1] if built else None)
+    # That of another folder may be linked against a CPU build of torch.
+    folder = "gpu" if gpu_device.DEVICE == "cuda" else "*"
+    built = sorted(ROOT.glob(f"build/{folder}/bin/pvt_infer"))
+    program = os.environ.get("PVT_INFER") or (built[0] if built else None)
     if program is None:
-        pytest.skip("NOT TESTED: pvt_infer is not built (deploy/README.md)")
+        pytest.skip("NOT TESTED: pvt_infer is not built (tools/gpu_build.sh)")
     path = tmp_path_factory.mktemp("model") / "pvt_mini.pt"
     export_torchscript(mini(num_classes=10), path, dtype="bf16", weights_source="random")
     return Infer(program, path)

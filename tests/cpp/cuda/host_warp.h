@@ -221,6 +221,18 @@ struct HostWarp {
     }
     return result;
   }
+  static Word load_16_bits(const void* base, const Offset& offset, const Mask& mask) {
+    Word result;
+    for (int l = 0; l < kLanes; ++l) {
+      uint16_t bits = 0;
+      if (mask[l]) {
+        check_aligned(static_cast<const char*>(base) + offset[l], 2);
+        std::memcpy(&bits, static_cast<const char*>(base) + offset[l], 2);
+      }
+      result[l] = bits;
+    }
+    return result;
+  }
   static void store(void* base, const Offset& offset, const Vector& v, const Mask& mask) {
     for (int l = 0; l < kLanes; ++l) {
       if (mask[l]) {

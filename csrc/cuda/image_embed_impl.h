@@ -1,0 +1,185 @@
+// patch_embed of an image, whose few channels lie far apart: the convolution, the LayerNorm of it
+// and positions, in one kernel. A warp has all columns of its patches, and all weights stay with a
+// block.
+#pragma once
+
+#include "cuda/tokens.h"
+
+namespace pvt::cuda {
+
+struct ImageEmbedArgs {
+  const void* x;  // [B, C_in, H, W]
+  int64_t image_bytes, channel_bytes, row_bytes, column_bytes;
+  int C_in, H, W;
+  int kernel_size, stride, padding;
+  const char* weight;  // packed [C, inputs], channels innermost
+  const float* bias;
+  const float* norm_weight;
+  const float* norm_bias;
+  float eps;
+  const float* position;  // [out_H * out_W, C], or null
+  void* out;              // [rows, C]
+  int64_t rows;           // B * out_H * out_W
+  int out_H, out_W;
+
+  PVT_HOST_DEVICE int inputs() const { return kernel_size * kernel_size * C_in; }
+  PVT_HOST_DEVICE int input_strips() const { return (inputs() + kStrip - 1) / kStrip; }
+};
+
+template <class scalar_t_, int C_, int kWarps_>
+struct ImageEmbedConfig {
+  using scalar_t = scalar_t_;
+  static constexpr int C = C_, kStrips = C / kStrip, kWarps = kWarps_;
+};
+
+// Where an input of a patch is, from the patch's first pixel.
+struct alignas(8) ImageInput {
+  int offset;           // bytes
+  int16_t row, column;  // of the kernel
+};
+
+// A lane reads the eight inputs of its channels; the gap after them keeps the four lanes of a row
+// apart in the banks of shared memory.
+constexpr int kInputsGap = 2;
+constexpr int kStripInputs = 4 * (8 + kInputsGap);
+
+// For patches of so many strips of inputs.
+template <class Config>
+constexpr int image_embed_shared_bytes(int input_strips) {
+  return input_strips *
+         (Config::kStrips * kSquare + kStripInputs * static_cast<int>(sizeof(ImageInput)));
+}
+
+// Fills both parts of shared memory: squares [strip of inputs][strip of columns], then the inputs.
+template <class Config, class Block>
+PVT_DEVICE void bring_weights(Block& block, const ImageEmbedArgs& args, char* squares,
+                              ImageInput* table) {
+  const int inputs = args.inputs(), pairs = (inputs + 1) / 2;
+  for (int strip = 0; strip < args.input_strips(); ++strip) {
+    copy_some_squares<Config::kStrips>(block, squares + strip * Config::kStrips * kSquare,
+                                       args.weight + int64_t{strip} * (kStrip / 2 * kPanelLine),
+                                       int64_t{pairs} * kPanelLine, pairs - strip * (kStrip / 2));
+  }
+  block.commit();
+  block.each_thread([&](int thread) {
+    for (int input = thread; input < args.input_strips() * kStrip; input += Block::kThreads) {
+      // What only fills a strip is the first one again, with a weight of zero.
+      const int number = input < inputs ? input : 0;
+      const int channel = number % args.C_in, position = number / args.C_in;
+      const int row = position / args.kernel_size, column = position - row * args.kernel_size;
+      ImageInput& entry = table[input / 8 * (8 + kInputsGap) + input % 8];
+      entry.offset = static_cast<int>(row * args.row_bytes + column * args.column_bytes +
+                                      channel * args.channel_bytes);
+      entry.row = static_cast<int16_t>(row);
+      entry.column = static_cast<int16_t>(column);
+    }
+  });
+  block.template wait<0>();
+  block.sync();
+}
+
+// 16 patches, and where their first pixels are.
+template <class Warp>
+class ImagePatches {
+ public:
+  PVT_DEVICE ImagePatches(const ImageEmbedArgs& args, int64_t first) : args_(args) {
+    const auto lane = Warp::lane();
+    const int64_t image_patches = int64_t{args.out_H} * args.out_W;
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      const auto patch = first + 8 * half + (lane >> 2);
+      const auto image = patch / image_patches;
+      const typename Warp::Index in_image = patch - image * image_patches;
+      const auto i = in_image / args.out_W, j = in_image - i * args.out_W;
+      row_[half] = i * args.stride - args.padding;
+      column_[half] = j * args.stride - args.padding;
+      first_pixel_[half] = image * args.image_bytes + row_[half] * args.row_bytes +
+                           column_[half] * args.column_bytes;
+      in_image_[half] = in_image;
+      exists_[half] = patch < args.rows;
+    }
+  }
+
+  // The lane's eight inputs of a strip, zeros beside the image.
+  template <class scalar_t>
+  PVT_DEVICE void load(const ImageInput* strip_inputs, Operand<Warp>& operand) const {
+    const auto group = (Warp::lane() & 3) * (8 + kInputsGap);
+    PVT_UNROLL for (int i = 0; i < 4; ++i) {
+      const auto pair = Warp::load_shared(reinterpret_cast<const char*>(strip_inputs),
+                                          (group + 2 * i) * static_cast<int>(sizeof(ImageInput)));
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        typename Warp::Word words[2];
+        PVT_UNROLL for (int c = 0; c < 2; ++c) {
+          const auto place = pair.word[2 * c + 1];
+          const typename Warp::Index row = row_[half] + (place & 0xffffu);
+          const typename Warp::Index column = column_[half] + (place >> 16);
+          words[c] = Warp::load_16_bits(
+              args_.x, first_pixel_[half] + typename Warp::Index(pair.word[2 * c]),
+              exists_[half] && -1 < row && row < args_.H && -1 < column && column < args_.W);
+        }
+        operand.pair(half, i) = words[0] + (words[1] << 16);
+      }
+    }
+  }
+
+  // Adds columns [32 s, 32 s + 32) of the position table, which has C.
+  template <int C>
+  PVT_DEVICE void add_positions(int s, Strip<Warp>& strip) const {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      PVT_UNROLL for (int c = 0; c < 8; c += 4) {
+        typename Warp::Float four[4];
+        Warp::load_floats(args_.position,
+                          in_image_[half] * int64_t{C} + ((Warp::lane() & 3) << 3) + s * kStrip + c,
+                          four, exists_[half]);
+        PVT_UNROLL for (int i = 0; i < 4; ++i) {
+          strip.at(half, c + i) = strip.at(half, c + i) + four[i];
+        }
+      }
+    }
+  }
+
+ private:
+  const ImageEmbedArgs& args_;
+  typename Warp::Index row_[2], column_[2], in_image_[2];
+  typename Warp::Offset first_pixel_[2];
+  typename Warp::Mask exists_[2];
+};
+
+// Warps take 16 patches at a time, as long as there are some.
+template <class Config, class Block>
+PVT_DEVICE void image_embed(Block& block, const ImageEmbedArgs& args) {
+  using Warp = typename Block::Warp;
+  using scalar_t = typename Config::scalar_t;
+  constexpr int kStrips = Config::kStrips, C = Config::C;
+  char* const squares = block.shared();
+  ImageInput* const table =
+      reinterpret_cast<ImageInput*>(squares + args.input_strips() * kStrips * kSquare);
+  bring_weights<Config>(block, args, squares, table);
+
+  const SquareReader<Warp> reader;
+  const int64_t tiles = (args.rows + kTile - 1) / kTile;
+  int64_t tile = block.index() * Config::kWarps + block.warp();
+  PVT_NO_UNROLL for (; tile < tiles; tile += block.count() * Config::kWarps) {
+    const ImagePatches<Warp> patches(args, tile * kTile);
+    Strip<Warp> sums[kStrips][1];
+    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+      sums[s][0] = bias_strip<Warp>(args.bias + s * kStrip);
+    }
+    PVT_NO_UNROLL for (int strip = 0; strip < args.input_strips(); ++strip) {
+      Operand<Warp> inputs[1];
+      patches.template load<scalar_t>(table + strip * kStripInputs, inputs[0]);
+      PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+        reader.template multiply<scalar_t>(sums[s], inputs,
+                                           squares + (strip * kStrips + s) * kSquare);
+      }
+    }
+    normalise(sums, args.norm_weight, args.norm_bias, args.eps);
+    const AdjacentRows<Warp> rows{tile * kTile, args.rows, C};
+    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+      if (args.position != nullptr)
+        patches.template add_positions<C>(s, sums[s][0]);
+      store_strip<scalar_t>(args.out, rows, s, sums[s]);
+    }
+  }
+}
+
+}  // namespace pvt::cuda
