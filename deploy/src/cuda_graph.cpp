@@ -13,9 +13,11 @@ namespace {
 constexpr int kWarmUpRuns = 3;
 
 // What the graphs of one network have in common. They share the memory of what is computed inside
-// them, so each replay waits for the one before it, whatever their streams.
+// them, so each replay waits for the one before it, whatever their streams. (The allocator gives
+// memory again to the stream that had it, so all are recorded on one.)
 struct Shared {
   at::MempoolId_t pool = at::cuda::graph_pool_handle();
+  std::optional<c10::Stream> stream;  // not the default one, which cannot be captured
   c10::Event replayed{c10::kCUDA};
 };
 
@@ -34,10 +36,13 @@ class CudaGraph : public Recording {
   CudaGraph(std::shared_ptr<Shared> shared, const Network& network, const torch::Tensor& batch)
       : shared_(std::move(shared)), input_(batch.clone(at::MemoryFormat::Contiguous)) {
     const c10::Stream caller = current_stream(batch.device());
-    // The default stream cannot be captured.
-    const c10::Stream stream =
-        c10::cuda::getStreamFromPool(/*isHighPriority=*/false, batch.device().index()).unwrap();
+    if (!shared_->stream.has_value()) {
+      shared_->stream =
+          c10::cuda::getStreamFromPool(/*isHighPriority=*/false, batch.device().index()).unwrap();
+    }
+    const c10::Stream stream = *shared_->stream;
     wait_for(caller, stream);
+    shared_->replayed.block(stream);
     {
       const c10::StreamGuard guard(stream);
       for (int i = 0; i < kWarmUpRuns; ++i) {

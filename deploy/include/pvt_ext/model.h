@@ -42,8 +42,9 @@ class PVT_RUNTIME_API Model {
 
   // The same model with forward() recorded as a CUDA graph at the first batch of each shape, and
   // replayed for those after it: one launch instead of one per kernel. Shapes beyond the first
-  // max_shapes run as before. Replays of one model follow one another, whatever their threads.
-  // DeviceError for a model that is not on a GPU, or a runtime that was built without CUDA.
+  // max_shapes run as before; one that cannot be recorded is an error at every call. Replays of one
+  // model follow one another, whatever their threads. DeviceError for a model that is not on a GPU,
+  // or a runtime that was built without CUDA.
   Model with_cuda_graphs(size_t max_shapes = 16) const;
 
   // batch: float32 [B, 3, H, W] on any device -> logits float32 [B, num_classes] on the CPU.
