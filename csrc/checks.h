@@ -481,7 +481,6 @@ inline ResizeShape check_resize(const Tensor& image, const std::vector<int64_t>&
   check(image.dim() == 3 && image.size(0) >= 1 && image.size(1) >= 1 && image.size(2) >= 1 &&
             image.size(2) <= 4,
         op, ": expected image of shape [H, W, channels] with 1 to 4 channels, got ", shape(image));
-  check(image.is_cpu(), op, ": expected image on the CPU, got another device");
   check(interpolation == "bicubic" || interpolation == "bilinear", op,
         ": expected interpolation 'bicubic' or 'bilinear', got '", interpolation, "'");
   check(size.size() == 2, op, ": expected size as [height, width], got ", size.size(), " values");

@@ -130,7 +130,8 @@ def resize(
     """Resize an image to the very values that Pillow's ``Image.resize`` gives.
 
     Args:
-        image: uint8 ``[H, W, channels]`` on the CPU, 1 to 4 channels.
+        image: uint8 ``[H, W, channels]``, 1 to 4 channels, on the CPU or, where this library was
+            built with CUDA kernels, on a GPU.
         size: ``[height, width]`` of the resized image.
         interpolation: ``"bicubic"`` or ``"bilinear"``, both antialiased.
         crop: ``[top, left, height, width]``, a window of the resized image; only this window is

@@ -6,12 +6,10 @@
 namespace pvt {
 namespace {
 
-// 8 bits of pixel and 2 of headroom (bicubic weights overshoot) leave 22 in a 32-bit accumulator.
-constexpr int kPrecisionBits = 32 - 8 - 2;
-constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
+constexpr int32_t kHalf = 1 << (kResampleBits - 1);
 
 uint8_t to_pixel(int32_t sum) {
-  return static_cast<uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255));
+  return static_cast<uint8_t>(std::clamp(sum >> kResampleBits, 0, 255));
 }
 
 double triangle(double x) {
@@ -61,7 +59,7 @@ ResampleWeights resample_weights(int64_t in_size, int64_t out_size, int64_t out_
     }
     int32_t* out = axis.weights.data() + (i - out_begin) * axis.taps;
     for (int64_t t = 0; t < count; ++t) {
-      const double weight = (sum != 0.0 ? row[t] / sum : row[t]) * (1 << kPrecisionBits);
+      const double weight = (sum != 0.0 ? row[t] / sum : row[t]) * (1 << kResampleBits);
       out[t] = static_cast<int32_t>(weight < 0 ? weight - 0.5 : weight + 0.5);
     }
     axis.first.push_back(first - axis.begin);

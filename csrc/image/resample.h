@@ -9,9 +9,13 @@ namespace pvt {
 
 enum class Interpolation { kBilinear, kBicubic };
 
+// Of a weight's fraction: 8 bits of pixel and 2 of headroom (bicubic weights overshoot) leave them
+// in a 32-bit sum.
+constexpr int kResampleBits = 32 - 8 - 2;
+
 // The weights of one axis. Output position i is the weighted sum of the count[i] input positions
-// from begin + first[i] on, with weights[i * taps ...] in 22-bit fixed point. An axis that keeps
-// its size has weights 0, 1, 0, which reproduce every value.
+// from begin + first[i] on, with weights[i * taps ...] in fixed point of kResampleBits. An axis
+// that keeps its size has weights 0, 1, 0, which reproduce every value.
 struct ResampleWeights {
   int64_t begin, end;  // the input positions that are read
   int64_t taps;        // weights per output position, the last ones unused
@@ -23,6 +27,9 @@ struct ResampleWeights {
   int64_t out_size() const { return static_cast<int64_t>(first.size()); }
 };
 
+// What the CUDA library takes from the other one.
+#pragma GCC visibility push(default)
+
 // Weights of the output positions [out_begin, out_end) when in_size positions are resized to
 // out_size.
 ResampleWeights resample_weights(int64_t in_size, int64_t out_size, int64_t out_begin,
@@ -32,6 +39,8 @@ ResampleWeights resample_weights(int64_t in_size, int64_t out_size, int64_t out_
 // since 13.0, the vertical pass goes first if it discards more than twice as many rows as the other
 // columns.
 bool vertical_pass_first(int64_t in_height, int64_t in_width, int64_t height, int64_t width);
+
+#pragma GCC visibility pop
 
 // One row: src [x.in_size(), channels] -> dst [x.out_size(), channels].
 void resample_row(const uint8_t* src, int64_t channels, const ResampleWeights& x, uint8_t* dst);

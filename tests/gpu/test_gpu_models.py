@@ -9,6 +9,7 @@ from cuda_graph import captured
 from gpu import skip_without_gpu
 
 import pvt_ext
+from pvt_ext.preprocess import Preprocess
 
 skip_without_gpu()
 
@@ -61,6 +62,15 @@ def test_model_file(name, device, tmp_path):
     loaded = torch.jit.load(path, map_location=device)
     x = torch.randn(2, 3, 224, 224, device=device)
     assert torch.equal(loaded(x), packed(name, torch.bfloat16, device)(x))
+
+
+@torch.inference_mode()
+def test_preprocessing(device):
+    """The pixels are those of a CPU; PyTorch divides by 255 on a GPU by multiplying."""
+    preprocess = Preprocess("timm", (224, 224))
+    image = torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8)
+    difference = preprocess(image.to(device)).cpu() - preprocess(image)
+    assert difference.abs().max() < 1e-6
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from cuda_graph import captured
 from gpu import skip_without_gpu
 from torch import Tensor
 
-from pvt_ext import block_ops, build_info, reference
+from pvt_ext import block_ops, build_info, ops, reference
 
 skip_without_gpu()
 
@@ -296,3 +296,21 @@ def test_opcheck(name, case, device):
     """Schema, shape function and dispatch agree."""
     inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
     torch.library.opcheck(getattr(torch.ops.pvt, name).default, tuple(inputs))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("shape", "size", "crop"),
+    [
+        ((37, 53, 3), [24, 31], []),
+        ((480, 640, 3), [256, 341], [16, 58, 224, 224]),
+        ((400, 50, 1), [20, 60], [3, 4, 10, 50]),  # the vertical pass goes first
+        ((20, 17, 4), [64, 96], []),
+    ],
+)
+def test_resize_gives_the_values_of_a_cpu(shape, size, crop, interpolation, device):
+    image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    expected = ops.resize(image, size, interpolation, crop)
+    out = ops.resize(image.to(device), size, interpolation, crop)
+    assert out.device.type == device.type
+    assert torch.equal(out.cpu(), expected)
