@@ -22,7 +22,11 @@ struct LinearArgs {
   int block_columns;  // of a block, a multiple of kColumns
 };
 
-enum class Source { kTokens, kSums };
+enum class Source {
+  kTokens,
+  kSums,
+  kActiveSums,  // sums with a GELU after their norm
+};
 
 // Weights come kDepth inputs of 64 columns at a time.
 template <class scalar_t_, int C_, Source kSource_, Then kThen_, int kWarps_, int kDepth_,
@@ -38,8 +42,9 @@ struct LinearConfig {
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
 };
 
-// LayerNorm of bias + the sum of all splits, in the order of the splits, as operands.
-template <class scalar_t, class Warp, int kStrips>
+// LayerNorm of bias + the sum of all splits, in the order of the splits, as operands. kActive: and
+// a GELU after that.
+template <class scalar_t, bool kActive, class Warp, int kStrips>
 PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
                           Operand<Warp> (&operands)[kStrips][1]) {
   using Float = typename Warp::Float;
@@ -66,7 +71,11 @@ PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
     }
   }
   normalise(strips, args.norm_weight, args.norm_bias, args.eps);
-  PVT_UNROLL for (int s = 0; s < kStrips; ++s) round<scalar_t>(strips[s][0], operands[s][0]);
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+    if constexpr (kActive)
+      apply_gelu(strips[s][0]);
+    round<scalar_t>(strips[s][0], operands[s][0]);
+  }
 }
 
 // A block has kRows rows and block_columns columns. Block index: [row group][column group].
@@ -95,8 +104,8 @@ PVT_DEVICE void linear(Block& block, const LinearArgs& args) {
       block, parts * Config::kParts, copy);
 
   Operand<Warp> tokens[kStrips][1];
-  if constexpr (Config::kSource == Source::kSums) {
-    load_sums<scalar_t>(args, first, tokens);
+  if constexpr (Config::kSource != Source::kTokens) {
+    load_sums<scalar_t, Config::kSource == Source::kActiveSums>(args, first, tokens);
   } else {
     each_normalised<scalar_t, kStrips, Warp, 1>(
         args.x, AdjacentRows<Warp>{first, args.rows, Config::C}, args.norm_weight, args.norm_bias,

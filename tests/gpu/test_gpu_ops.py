@@ -61,21 +61,27 @@ PATCH = [
     *IMAGES,
     cases.PatchCase(2, 3, 64, 64, 48, 4, 4),
 ]
-# Without CUDA kernels: ATen's, on the same device.
-OTHERS = [("pool_kv", cases.PoolCase(2, 25, 40, 64, 7))]
+POOL = [
+    *(cases.PoolCase(2, 14, 15, C, 7) for C in (64, 128, 320, 512)),
+    cases.PoolCase(3, 56, 56, 64, 7),
+    cases.PoolCase(1, 3, 4, 128, 7),
+    cases.PoolCase(1, 25, 40, 64, 1),
+    cases.PoolCase(2, 10, 11, 48, 7),
+]
 ALL = [
     *(("mlp_block_", case) for case in MLP),
     *(("conv_mlp_block_", case) for case in CONV_MLP),
     *(("attention_block_", case) for case in ATTENTION),
     *(("reduce_kv", case) for case in REDUCTION),
     *(("patch_embed", case) for case in PATCH),
-    *OTHERS,
+    *(("pool_kv", case) for case in POOL),
 ]
 ONE_OF_EACH = [
     ("mlp_block_", cases.MlpBlockCase(2, 197, 64, 512)),
     ("conv_mlp_block_", cases.ConvMlpCase(2, 14, 15, 64, 512)),
     ("attention_block_", cases.AttentionBlockCase(2, 197, 64, 1, 49)),
     ("reduce_kv", cases.KvCase(2, 28, 28, 64, 4)),
+    ("pool_kv", cases.PoolCase(2, 25, 40, 64, 7)),
     ("patch_embed", cases.PatchCase(2, 64, 28, 28, 128, 2, 2, tokens=True)),
 ]
 # Kernels that none of those is: of images, and of just enough rows for the wide ones.
@@ -93,6 +99,7 @@ KERNELS = {
     "conv_mlp_block_": "depthwise_kernel",
     "attention_block_": "attention_block_kernel",
     "reduce_kv": "linear_kernel",
+    "pool_kv": "pool_kernel",
     "patch_embed": "patch_norm_kernel",
 }
 
