@@ -64,6 +64,7 @@ template <class Kernel>
 void prepare(const Device& device, Kernel* kernel, int shared_bytes) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  (void)cudaGetLastError();  // said here, and not again after the next launch
   const bool missing = error == cudaErrorInvalidDeviceFunction ||
                        error == cudaErrorNoKernelImageForDevice ||
                        error == cudaErrorUnsupportedPtxVersion;

@@ -82,6 +82,9 @@ void run_tokens(const Embedding& e) {
 // Runs kernels if there are some for so many channels.
 template <class scalar_t>
 bool embed_tokens(const Embedding& e) {
+  if (e.shape.C > kMaxChannels) {
+    return false;
+  }
   switch (e.shape.C_in * 1000 + e.shape.C) {
     case 32064:
       return run_tokens<scalar_t, 32, 2>(e), true;

@@ -20,6 +20,7 @@ struct PoolConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kWarps = kWarps_;
   static constexpr int kSharedBytes = kWarps * C * 4;
+  static_assert(C <= 8 * kWarps * kLanes, "at the end a lane has eight channels");
 };
 
 // 16 of the tokens of a cell.
@@ -27,7 +28,7 @@ template <class Warp>
 class CellRows {
  public:
   PVT_DEVICE CellRows(const PoolArgs& args, int C, int64_t cell)
-      : row_bytes_(int64_t{2} * args.W * C), token_bytes_(2 * C) {
+      : row_bytes_(int64_t{2} * args.W * C), token_bytes_(int64_t{2} * C) {
     const int i = static_cast<int>(cell / args.cells % args.cells);
     const int j = static_cast<int>(cell % args.cells);
     const int64_t image = cell / args.cells / args.cells;
@@ -40,7 +41,7 @@ class CellRows {
     const int top = begin(i, args.H), left = begin(j, args.W);
     columns_ = end(j, args.W) - left;
     tokens_ = (end(i, args.H) - top) * columns_;
-    first_byte_ = (image * args.H + top) * row_bytes_ + int64_t{left} * token_bytes_;
+    first_byte_ = (image * args.H + top) * row_bytes_ + left * token_bytes_;
   }
 
   PVT_DEVICE int tokens() const { return tokens_; }
@@ -57,8 +58,8 @@ class CellRows {
   }
 
  private:
-  int64_t row_bytes_, first_byte_;
-  int token_bytes_, columns_, tokens_, first_ = 0;
+  int64_t row_bytes_, token_bytes_, first_byte_;
+  int columns_, tokens_, first_ = 0;
 };
 
 // A block has a cell, and its warps share the tokens of it out.

@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/resample_impl.h"
 

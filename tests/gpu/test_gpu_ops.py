@@ -263,6 +263,14 @@ def test_a_bad_token_spoils_no_other(name, bad, device):
     assert spoilt.sum() == 1
 
 
+def test_a_bad_token_spoils_the_keys_of_its_own_cell(device):
+    x, *rest = on(device, cases.PoolCase(2, 14, 14, 64, 7).inputs(torch.bfloat16, torch.bfloat16))
+    x[1, 17, 3] = float("nan")  # of the first cells' second row: cell 1 of row 0
+    spoilt = run("pool_kv", [x, *rest]).isnan().any(dim=-1)
+    assert spoilt[1, 1]
+    assert spoilt.sum() == 1
+
+
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_two_streams_at_once(name, case, gpu):
     draws = [on(gpu, case.inputs(torch.bfloat16, torch.bfloat16)) for _ in range(2)]
