@@ -5,7 +5,6 @@
 #include "aten/kernels.h"
 #include "cuda/depthwise_impl.h"
 #include "cuda/mlp_layers.h"
-#include "cuda/packed.h"
 
 namespace pvt::cuda {
 namespace {
@@ -82,19 +81,10 @@ void conv_mlp_block_cuda(Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
   if (have_packed_kernel(device, x, {fc1_weight, fc2_weight}) && is_aligned(x) &&
       s.hidden % kLayersDepth == 0 && s.hidden <= INT32_MAX / 9 &&
       depthwise_lanes(s.rows / (H * W), H, W, s.hidden) <= INT32_MAX) {
-    const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
+    const MlpParameters parameters(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
+                                   fc2_bias);
     const Vector dwconv_w(dwconv_weight), dwconv_b(dwconv_bias);
-    const Weight fc1(fc1_weight), fc2(fc2_weight);
-    const MlpBlockArgs mlp{x.mutable_data_ptr(),
-                           s.rows,
-                           norm_w.data(),
-                           norm_b.data(),
-                           static_cast<float>(eps),
-                           fc1.data(),
-                           fc1_b.data(),
-                           fc2.data(),
-                           fc2_b.data(),
-                           static_cast<int>(s.hidden)};
+    const MlpBlockArgs mlp = parameters.args(x, s, eps);
     DepthwiseArgs depthwise{};
     depthwise.B = static_cast<int>(s.rows / (H * W));
     depthwise.H = static_cast<int>(H), depthwise.W = static_cast<int>(W);

@@ -3,7 +3,6 @@
 
 #include "aten/kernels.h"
 #include "cuda/mlp_layers.h"
-#include "cuda/packed.h"
 
 namespace pvt::cuda {
 namespace {
@@ -121,18 +120,9 @@ void mlp_block_cuda(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bia
   bool done = false;
   if (have_packed_kernel(device, x, {fc1_weight, fc2_weight}) && is_aligned(x) &&
       s.hidden % 64 == 0 && s.hidden <= INT32_MAX) {
-    const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
-    const Weight fc1(fc1_weight), fc2(fc2_weight);
-    const MlpBlockArgs args{x.mutable_data_ptr(),
-                            s.rows,
-                            norm_w.data(),
-                            norm_b.data(),
-                            static_cast<float>(eps),
-                            fc1.data(),
-                            fc1_b.data(),
-                            fc2.data(),
-                            fc2_b.data(),
-                            static_cast<int>(s.hidden)};
+    const MlpParameters parameters(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
+                                   fc2_bias);
+    const MlpBlockArgs args = parameters.args(x, s, eps);
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
       done = dispatch_channels<decltype(type)>(device, x, s.C, args);
     });

@@ -4,11 +4,38 @@
 
 #include "cuda/linear.h"
 #include "cuda/mlp_block_impl.h"
+#include "cuda/packed.h"
 
 namespace pvt::cuda {
 
 // The hidden channels must be a multiple of it.
 constexpr int kLayersDepth = 128;
+
+// The parameters of an MLP as kernels take them.
+class MlpParameters {
+ public:
+  MlpParameters(const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& fc1_weight,
+                const Tensor& fc1_bias, const Tensor& fc2_weight, const Tensor& fc2_bias)
+      : norm_weight_(norm_weight),
+        norm_bias_(norm_bias),
+        fc1_bias_(fc1_bias),
+        fc2_bias_(fc2_bias),
+        fc1_weight_(fc1_weight),
+        fc2_weight_(fc2_weight) {}
+
+  // Valid as long as this is.
+  MlpBlockArgs args(Tensor& x, const MlpShape& shape, double eps) const {
+    return {x.mutable_data_ptr(),    shape.rows,
+            norm_weight_.data(),     norm_bias_.data(),
+            static_cast<float>(eps), fc1_weight_.data(),
+            fc1_bias_.data(),        fc2_weight_.data(),
+            fc2_bias_.data(),        static_cast<int>(shape.hidden)};
+  }
+
+ private:
+  Vector norm_weight_, norm_bias_, fc1_bias_, fc2_bias_;
+  Weight fc1_weight_, fc2_weight_;
+};
 
 // Many rows: as many of them, and as many columns, as a warp's registers hold sums of.
 template <class scalar_t, Then kThen>
