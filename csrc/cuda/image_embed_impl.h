@@ -78,7 +78,8 @@ PVT_DEVICE void bring_weights(Block& block, const ImageEmbedArgs& args, char* sq
   block.sync();
 }
 
-// 16 patches, and where their first pixels are.
+// 16 patches, and where their first pixels are. (As PatchRows; one class for both takes up to 26
+// more registers of the convolution.)
 template <class Warp>
 class ImagePatches {
  public:

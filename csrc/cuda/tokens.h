@@ -54,22 +54,50 @@ class RowNorm {
  public:
   using Float = typename Warp::Float;
 
-  // Of rows in registers.
+  // Of rows in registers: one after the other, so that few sums need some too.
   template <int kStrips>
   PVT_DEVICE RowNorm(Operand<Warp> (&rows)[kStrips][kTiles], float eps) {
-    measure(kStrips * kStrip, eps, [&](const auto& visit) {
-      PVT_UNROLL for (int s = 0; s < kStrips; ++s) visit(rows[s]);
-    });
+    constexpr float kShare = 1.f / (kStrips * kStrip);
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        Float sum = Float(0.f), squares = Float(0.f);
+        PVT_UNROLL for (int s = 0; s < kStrips; ++s) add(rows[s][tile], half, sum);
+        const Float mean = sum_of_row<Warp>(sum) * Float(kShare);
+        PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+          add_squares(rows[s][tile], half, mean, squares);
+        }
+        finish(tile, half, mean, squares, kShare, eps);
+      }
+    }
   }
-  // Of rows in memory, which are read twice.
+  // Of rows in memory, which are read twice, all at once: each load is waited for.
   template <class Rows>
   PVT_DEVICE RowNorm(const void* x, const Rows& rows, int channels, float eps) {
-    measure(channels, eps, [&](const auto& visit) {
+    const float share = 1.f / static_cast<float>(channels);
+    Float sums[kTiles][2], squares[kTiles][2];
+    const auto each = [&](const auto& visit) {
+      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+        PVT_UNROLL for (int half = 0; half < 2; ++half) visit(tile, half);
+      }
+    };
+    const auto each_strip = [&](const auto& visit) {
       PVT_NO_UNROLL for (int s = 0; s < channels / kStrip; ++s) {
         Operand<Warp> strip[kTiles];
         load_strip(x, rows, s, strip);
-        visit(strip);
+        each([&](int tile, int half) { visit(strip[tile], tile, half); });
       }
+    };
+    each([&](int tile, int half) { sums[tile][half] = squares[tile][half] = Float(0.f); });
+    each_strip(
+        [&](Operand<Warp>& strip, int tile, int half) { add(strip, half, sums[tile][half]); });
+    each([&](int tile, int half) {
+      sums[tile][half] = sum_of_row<Warp>(sums[tile][half]) * Float(share);
+    });
+    each_strip([&](Operand<Warp>& strip, int tile, int half) {
+      add_squares(strip, half, sums[tile][half], squares[tile][half]);
+    });
+    each([&](int tile, int half) {
+      finish(tile, half, sums[tile][half], squares[tile][half], share, eps);
     });
   }
 
@@ -95,50 +123,26 @@ class RowNorm {
   }
 
  private:
-  // each_strip(visit): calls visit(operands) for every 32 channels.
-  template <class EachStrip>
-  PVT_DEVICE void measure(int channels, float eps, const EachStrip& each_strip) {
-    const float share = 1.f / static_cast<float>(channels);
-    Float sums[kTiles][2], squares[kTiles][2];
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        sums[tile][half] = squares[tile][half] = Float(0.f);
-      }
+  static PVT_DEVICE void add(Operand<Warp>& strip, int half, Float& sum) {
+    PVT_UNROLL for (int i = 0; i < 4; ++i) {
+      const auto word = strip.pair(half, i);
+      sum = sum + (Warp::template low<scalar_t>(word) + Warp::template high<scalar_t>(word));
     }
-    each_strip([&](Operand<Warp>(&strip)[kTiles]) {
-      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        PVT_UNROLL for (int half = 0; half < 2; ++half) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            const auto word = strip[tile].pair(half, i);
-            sums[tile][half] = sums[tile][half] + (Warp::template low<scalar_t>(word) +
-                                                   Warp::template high<scalar_t>(word));
-          }
-        }
-      }
-    });
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        mean_[tile][half] = sum_of_row<Warp>(sums[tile][half]) * Float(share);
-      }
+  }
+  static PVT_DEVICE void add_squares(Operand<Warp>& strip, int half, const Float& mean,
+                                     Float& squares) {
+    PVT_UNROLL for (int i = 0; i < 4; ++i) {
+      const auto word = strip.pair(half, i);
+      const Float low = Warp::template low<scalar_t>(word) - mean;
+      const Float high = Warp::template high<scalar_t>(word) - mean;
+      squares = Warp::fma(high, high, Warp::fma(low, low, squares));
     }
-    each_strip([&](Operand<Warp>(&strip)[kTiles]) {
-      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        PVT_UNROLL for (int half = 0; half < 2; ++half) {
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            const auto word = strip[tile].pair(half, i);
-            const Float low = Warp::template low<scalar_t>(word) - mean_[tile][half];
-            const Float high = Warp::template high<scalar_t>(word) - mean_[tile][half];
-            squares[tile][half] = Warp::fma(high, high, Warp::fma(low, low, squares[tile][half]));
-          }
-        }
-      }
-    });
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        scale_[tile][half] =
-            Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares[tile][half]), Float(share), Float(eps)));
-      }
-    }
+  }
+  PVT_DEVICE void finish(int tile, int half, const Float& mean, const Float& squares, float share,
+                         float eps) {
+    mean_[tile][half] = mean;
+    scale_[tile][half] =
+        Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(share), Float(eps)));
   }
 
   Float mean_[kTiles][2], scale_[kTiles][2];

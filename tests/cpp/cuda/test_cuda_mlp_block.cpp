@@ -108,7 +108,7 @@ void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
   MlpMemory<scalar_t> memory(mlp);
   Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
   int64_t conflicts = 0;
-  // Kernel: a generic function of a block and args
+  // kernel(block, args): runs one of the two
   const auto run = [&](auto config, auto args, int block_columns, const auto& kernel) {
     using Config = decltype(config);
     args.rows = rows, args.block_columns = block_columns;
