@@ -2,14 +2,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
+#include "cuda/attention.h"
 #include "cuda/attention_block_impl.h"
 #include "cuda/device_block.h"
-#include "cuda/packed.h"
 
 namespace pvt::cuda {
 namespace {
-
-constexpr double kLog2E = 1.4426950408889634;
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
@@ -84,24 +82,22 @@ void attention_block_cuda(Tensor& x, const Tensor& kv, const Tensor& norm_weight
   const Device device("attention_block_", x);
   bool done = false;
   if (have_packed_kernel(device, x, {q_weight, proj_weight}) && is_aligned(x) && s.N <= INT32_MAX &&
-      s.kv_len <= INT32_MAX) {
+      s.kv_len <= INT32_MAX && is_usual_scale(scale)) {
     const Vector norm_w(norm_weight), norm_b(norm_bias), q_b(q_bias), proj_b(proj_bias);
     const Weight q(q_weight), proj(proj_weight);
-    const Tensor keys = has_vector_rows(kv) ? kv : dense(kv);
-    const AttentionBlockArgs args{
-        x.mutable_data_ptr(),
-        s.N,
-        norm_w.data(),
-        norm_b.data(),
-        static_cast<float>(eps),
-        q.data(),
-        q_b.data(),
-        {static_cast<const char*>(keys.const_data_ptr()), keys.stride(0) * 2, keys.stride(1) * 2,
-         s.C * 2, static_cast<int>(s.kv_len)},
-        proj.data(),
-        proj_b.data(),
-        static_cast<float>(scale * kLog2E),
-        /*blocks_per_image=*/0};
+    const Tensor keys = vector_rows(kv);
+    const AttentionBlockArgs args{x.mutable_data_ptr(),
+                                  s.N,
+                                  norm_w.data(),
+                                  norm_b.data(),
+                                  static_cast<float>(eps),
+                                  q.data(),
+                                  q_b.data(),
+                                  key_values(keys),
+                                  proj.data(),
+                                  proj_b.data(),
+                                  log2_scale(scale),
+                                  /*blocks_per_image=*/0};
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
       done = dispatch_heads<decltype(type)>(device, s.B, s.C, s.head_dim, args);
     });

@@ -40,10 +40,16 @@ struct DeviceWarp {
   }
   static PVT_DEVICE Float rsqrt(Float a) { return rsqrtf(a); }
   static PVT_DEVICE Float reciprocal(Float a) { return __frcp_rn(a); }
-  static PVT_DEVICE Float select(Mask mask, Float a, Float b) { return mask ? a : b; }
 
+  // ---- floats or words ----
+
+  template <class Value>
+  static PVT_DEVICE Value select(Mask mask, Value a, Value b) {
+    return mask ? a : b;
+  }
   // The value of the lane whose number differs in the bits of `bits`.
-  static PVT_DEVICE Float exchange(Float value, int bits) {
+  template <class Value>
+  static PVT_DEVICE Value exchange(Value value, int bits) {
     return __shfl_xor_sync(0xffffffffu, value, bits);
   }
 

@@ -16,7 +16,7 @@ struct KeyValues {
   int64_t value_bytes;             // from a key to its value
   int kv_len;
 
-  PVT_DEVICE int blocks() const { return (kv_len + kKeys - 1) / kKeys; }
+  PVT_HOST_DEVICE int blocks() const { return (kv_len + kKeys - 1) / kKeys; }
 };
 
 // ---- in shared memory: [keys, values][kKeys] rows of a head ----
@@ -66,12 +66,14 @@ PVT_DEVICE void round_spread(const typename Warp::Float (&sums)[kTiles8][4],
   }
 }
 
-// softmax(queries keys^T) values of one head; scores are in units of log2. One pass over the keys:
-// sums are scaled when a later block has a greater score.
+// softmax(scale queries keys^T) values of one head. One pass over the keys: sums are scaled when a
+// later block has a greater score.
 //   queries: with adjacent channels   out: with spread ones
+//   scale: times log2(e); greater than zero, since a key that does not exist has a score of minus
+//   infinity
 template <class scalar_t, int kHeadDim, class Warp, class Chunks>
 PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], const KeyValues& kv,
-                       Chunks& chunks, Operand<Warp> (&out)[kHeadDim / kStrip][1]) {
+                       float scale, Chunks& chunks, Operand<Warp> (&out)[kHeadDim / kStrip][1]) {
   using Float = typename Warp::Float;
   constexpr int kStrips = kHeadDim / kStrip, kKeyTiles = kKeys / 8, kOutTiles = kHeadDim / 8;
   const auto lane = Warp::lane();
@@ -114,7 +116,7 @@ PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], con
         most = Warp::max(most, Warp::max(scores[j][2 * half], scores[j][2 * half + 1]));
       }
       most = Warp::max(most, Warp::exchange(most, 1));
-      most = Warp::max(most, Warp::exchange(most, 2));
+      most = Warp::max(most, Warp::exchange(most, 2)) * Float(scale);
       if (block > 0) {
         most = Warp::max(most, greatest[half]);
         const Float factor = Warp::exp2(greatest[half] - most);
@@ -126,10 +128,11 @@ PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], con
         }
       }
       greatest[half] = most;
+      const Float shift = Float(0.f) - most;
       PVT_UNROLL for (int j = 0; j < kKeyTiles; ++j) {
         PVT_UNROLL for (int i = 0; i < 2; ++i) {
           auto& score = scores[j][2 * half + i];
-          score = Warp::exp2(score - most);
+          score = Warp::exp2(Warp::fma(score, Float(scale), shift));
           total[half] = total[half] + score;
         }
       }

@@ -6,7 +6,7 @@
 #include "cuda/convolve.h"
 #include "cuda/image_embed_impl.h"
 #include "cuda/packed.h"
-#include "cuda/patch_norm_impl.h"
+#include "cuda/patch_norm.h"
 
 namespace pvt::cuda {
 namespace {
@@ -56,14 +56,6 @@ bool is_token_map(const Tensor& x) {
          x.stride(2) % kNumbers == 0 && x.stride(3) % kNumbers == 0;
 }
 
-constexpr int kNormWarps = 8;
-
-template <class scalar_t>
-__global__ void __launch_bounds__(kNormWarps* kLanes) patch_norm_kernel(PatchNormArgs args) {
-  DeviceBlock<kNormWarps> block;
-  patch_norm<scalar_t>(block, args);
-}
-
 template <class scalar_t, int C_in, int kStrips>
 void run_tokens(const Embedding& e) {
   ConvolveArgs convolution{};
@@ -75,8 +67,7 @@ void run_tokens(const Embedding& e) {
   args.sums = static_cast<const float*>(sums.const_data_ptr());
   args.rows = convolution.rows, args.splits = convolution.splits, args.C = convolution.C_out;
   args.image_rows = e.image_rows();
-  launch<patch_norm_kernel<scalar_t>>(e.device, (args.rows + kNormWarps - 1) / kNormWarps,
-                                      kNormWarps * kLanes, 0, args);
+  run_patch_norm<scalar_t>(e.device, args);
 }
 
 // Runs kernels if there are some for so many channels.

@@ -10,8 +10,9 @@ namespace pvt::cuda {
 constexpr int64_t kBlocksPerMultiprocessor = 2;
 
 // Parts of what `blocks` blocks would do alone, 1 .. most.
-inline int parts_of(const Device& device, int64_t blocks, int64_t most) {
-  const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors();
+inline int parts_of(const Device& device, int64_t blocks, int64_t most,
+                    int64_t blocks_per_multiprocessor = kBlocksPerMultiprocessor) {
+  const int64_t wanted = blocks_per_multiprocessor * device.multiprocessors();
   return static_cast<int>(std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, most));
 }
 

@@ -199,19 +199,26 @@ PVT_DEVICE void each_normalised(const void* x, const Rows& rows, const float* we
   }
 }
 
-// y <- strips, columns [32 s, 32 s + 32) of every row.
-template <class scalar_t, class Warp, int kTiles, class Rows>
-PVT_DEVICE void store_strip(void* y, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+// y <- operands, channels [32 s, 32 s + 32) of every row.
+template <class Warp, int kTiles, class Rows>
+PVT_DEVICE void store_rows(void* y, const Rows& rows, int s, Operand<Warp> (&operands)[kTiles]) {
   PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
     PVT_UNROLL for (int half = 0; half < 2; ++half) {
       typename Warp::Vector v;
-      PVT_UNROLL for (int i = 0; i < 4; ++i) {
-        v.word[i] = Warp::template pack<scalar_t>(strips[tile].at(half, 2 * i),
-                                                  strips[tile].at(half, 2 * i + 1));
-      }
+      PVT_UNROLL for (int i = 0; i < 4; ++i) v.word[i] = operands[tile].pair(half, i);
       Warp::store(y, rows.offset(tile, half) + s * 2 * kStrip, v, rows.valid(tile, half));
     }
   }
+}
+
+// y <- strips, rounded
+template <class scalar_t, class Warp, int kTiles, class Rows>
+PVT_DEVICE void store_strip(void* y, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+  Operand<Warp> operands[kTiles];
+  PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+    round<scalar_t>(strips[tile], operands[tile]);
+  }
+  store_rows(y, rows, s, operands);
 }
 
 // x <- x + strips

@@ -1,4 +1,4 @@
-"""The operators of a packed model on a GPU, against their reference there and in float64."""
+"""The operators that have kernels on a GPU, against their reference there and in float64."""
 
 from dataclasses import replace
 
@@ -61,6 +61,21 @@ PATCH = [
     *IMAGES,
     cases.PatchCase(2, 3, 64, 64, 48, 4, 4),
 ]
+SRA = [
+    *(cases.AttentionCase(B, N, 64, 1, 49) for B, N in ROWS),
+    *(cases.AttentionCase(2, 50, 64, 1, kv_len) for kv_len in KEYS),
+    *(cases.AttentionCase(3, 33, 96, 3, kv_len) for kv_len in KEYS),
+    *(cases.AttentionCase(2, 197, C, heads, 49) for C, heads in HEADS),
+    cases.AttentionCase(64, 3136, 64, 1, 49),
+    cases.AttentionCase(2, 50, 64, 1, 1000),
+    cases.AttentionCase(2, 50, 80, 2, 49),
+]
+SPATIAL = [
+    *(cases.ReductionCase(2, 56 if R > 4 else 28, 29, C, R) for R, C in REDUCTIONS if R),
+    *(cases.ReductionCase(3, R, R, C, R) for R, C in REDUCTIONS if R),
+    cases.ReductionCase(64, 56, 56, 64, 8),
+    cases.ReductionCase(1, 15, 17, 48, 3),
+]
 POOL = [
     *(cases.PoolCase(2, 14, 15, C, 7) for C in (64, 128, 320, 512)),
     cases.PoolCase(3, 56, 56, 64, 7),
@@ -75,6 +90,8 @@ ALL = [
     *(("reduce_kv", case) for case in REDUCTION),
     *(("patch_embed", case) for case in PATCH),
     *(("pool_kv", case) for case in POOL),
+    *(("sra_attention", case) for case in SRA),
+    *(("spatial_reduction", case) for case in SPATIAL),
 ]
 ONE_OF_EACH = [
     ("mlp_block_", cases.MlpBlockCase(2, 197, 64, 512)),
@@ -83,6 +100,8 @@ ONE_OF_EACH = [
     ("reduce_kv", cases.KvCase(2, 28, 28, 64, 4)),
     ("pool_kv", cases.PoolCase(2, 25, 40, 64, 7)),
     ("patch_embed", cases.PatchCase(2, 64, 28, 28, 128, 2, 2, tokens=True)),
+    ("sra_attention", cases.AttentionCase(2, 197, 64, 1, 49)),
+    ("spatial_reduction", cases.ReductionCase(2, 28, 28, 64, 4)),
 ]
 # Kernels that none of those is: of images, and of just enough rows for the wide ones.
 OTHER_KERNELS = [("patch_embed", IMAGES[-1]), ("mlp_block_", cases.MlpBlockCase(90, 196, 320, 128))]
@@ -101,6 +120,8 @@ KERNELS = {
     "reduce_kv": "linear_kernel",
     "pool_kv": "pool_kernel",
     "patch_embed": "patch_norm_kernel",
+    "sra_attention": "sra_attention_kernel",
+    "spatial_reduction": "patch_norm_kernel",
 }
 
 
@@ -109,16 +130,26 @@ def on(device, inputs):
     return [x.to(device) if isinstance(x, Tensor) else x for x in inputs]
 
 
+def drawn(case, device, dtype=torch.bfloat16):
+    """Inputs in one dtype, packed weights too."""
+    packs = not isinstance(case, (cases.AttentionCase, cases.ReductionCase))
+    return on(device, case.inputs(dtype, dtype) if packs else case.inputs(dtype))
+
+
 def poison_free_memory(device):
     """What is allocated next holds NaN, so that a value that was never written is seen."""
     torch.full((1 << 24,), float("nan"), device=device)
+
+
+def operator(name):
+    return getattr(block_ops, name, None) or getattr(ops, name)
 
 
 def run(name, inputs):
     inputs = list(inputs)
     if name.endswith("_"):
         inputs[0] = inputs[0].clone()
-    return getattr(block_ops, name)(*inputs)
+    return operator(name)(*inputs)
 
 
 def kernels_of(name, inputs):
@@ -132,7 +163,6 @@ def kernels_of(name, inputs):
 def check(name, inputs, device):
     """The error is at most one and a half times that of the formula in the same dtype."""
     formula = getattr(reference, name.rstrip("_"))
-    inputs = on(device, inputs)
     poison_free_memory(device)
     ours = run(name, inputs)
     torchs = formula(*inputs)
@@ -147,13 +177,13 @@ def check(name, inputs, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "case"), ALL, ids=str)
 def test_matches_float64(name, case, dtype, device):
-    check(name, case.inputs(dtype, dtype), device)
+    check(name, drawn(case, device, dtype), device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "case"), MANY_ROWS, ids=str)
 def test_many_rows(name, case, dtype, gpu):
-    inputs = on(gpu, case.inputs(dtype, dtype))
+    inputs = drawn(case, gpu, dtype)
     check(name, inputs, gpu)
     names = kernels_of(name, inputs)
     assert not any("::linear_kernel" in key for key in names), names  # that of few rows
@@ -165,35 +195,35 @@ def test_many_rows(name, case, dtype, gpu):
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_float32(name, case, device):
     """Through ATen. (float32 products on a GPU are exact as long as TF32 is off, as by default.)"""
-    check(name, case.inputs(), device)
+    check(name, drawn(case, device, torch.float32), device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_runs_its_own_kernel(name, case, dtype, gpu):
     assert build_info()["cuda_architectures"], "pvt_ext was built without CUDA kernels"
-    names = kernels_of(name, on(gpu, case.inputs(dtype, dtype)))
+    names = kernels_of(name, drawn(case, gpu, dtype))
     assert any(KERNELS[name] in key for key in names), names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", IMAGES, ids=str)
 def test_an_image_has_its_own_kernel(case, dtype, gpu):
-    names = kernels_of("patch_embed", on(gpu, case.inputs(dtype, dtype)))
+    names = kernels_of("patch_embed", drawn(case, gpu, dtype))
     assert any("image_embed_kernel" in key for key in names), names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", IMAGES, ids=str)
 def test_channels_last_changes_nothing(case, dtype, device):
-    x, *rest = on(device, case.inputs(dtype, dtype))
+    x, *rest = drawn(case, device, dtype)
     out = run("patch_embed", [x.contiguous(memory_format=torch.channels_last), *rest])
     assert torch.allclose(out, run("patch_embed", [x, *rest]), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_a_hundred_runs_give_the_same_bits(name, case, device):
-    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    inputs = drawn(case, device)
     first = run(name, inputs)
     for _ in range(100):
         assert torch.equal(run(name, inputs), first)
@@ -201,7 +231,7 @@ def test_a_hundred_runs_give_the_same_bits(name, case, device):
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_an_image_does_not_depend_on_its_batch(name, case, device):
-    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    inputs = drawn(case, device)
     together = run(name, inputs)
     for b in range(case.B):
         alone = [
@@ -213,15 +243,25 @@ def test_an_image_does_not_depend_on_its_batch(name, case, device):
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_no_images(name, case, device):
-    inputs = on(device, replace(case, B=0).inputs(torch.bfloat16, torch.bfloat16))
+    inputs = drawn(replace(case, B=0), device)
     assert run(name, inputs).shape[0] == 0
 
 
 @pytest.mark.parametrize("layout", ["sliced", "every second"])
-@pytest.mark.parametrize(("name", "argument"), [("reduce_kv", 0), ("attention_block_", 1)])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("reduce_kv", 0),
+        ("attention_block_", 1),
+        ("sra_attention", 0),
+        ("sra_attention", 1),
+        ("spatial_reduction", 0),
+        ("spatial_reduction", 3),
+    ],
+)
 def test_other_strides(name, argument, layout, device):
     case = dict(ONE_OF_EACH)[name]
-    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    inputs = drawn(case, device)
     expected = run(name, inputs)
     inputs[argument] = cases.restrided(inputs[argument], layout)
     assert not inputs[argument].is_contiguous()
@@ -232,30 +272,44 @@ def test_other_strides(name, argument, layout, device):
 def test_tokens_at_an_odd_address(name, device):
     """16-byte accesses are impossible; the answer is ATen's, not an error."""
     case = dict(ONE_OF_EACH)[name]
-    x, *rest = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    x, *rest = drawn(case, device)
     expected = run(name, [x, *rest])
     shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)[1:].view(x.shape)
     getattr(block_ops, name)(shifted.copy_(x), *rest)
     assert torch.allclose(shifted, expected, rtol=2e-2, atol=2e-2)
 
 
-def test_large_scores(device):
-    case = cases.AttentionBlockCase(2, 50, 64, 1, 144)
-    x, kv, *rest = case.inputs(torch.bfloat16, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("attention_block_", cases.AttentionBlockCase(2, 50, 64, 1, 144)),
+        ("sra_attention", cases.AttentionCase(2, 50, 64, 1, 144)),
+    ],
+    ids=str,
+)
+def test_large_scores(name, case, device):
+    x, kv, *rest = drawn(case, device)
     kv[..., :64] *= 60
-    check("attention_block_", [x, kv, *rest], device)
+    check(name, [x, kv, *rest], device)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1e-35])
+@pytest.mark.parametrize("name", ["attention_block_", "sra_attention"])
+def test_unusual_scales(name, scale, device):
+    *inputs, _ = drawn(dict(ONE_OF_EACH)[name], device)
+    check(name, [*inputs, scale], device)
 
 
 @pytest.mark.parametrize(("name", "case"), [*ONE_OF_EACH, *OTHER_KERNELS], ids=str)
 def test_tokens_without_variance(name, case, device):
-    x, *rest = case.inputs(torch.bfloat16, torch.bfloat16)
+    x, *rest = drawn(case, device)
     check(name, [torch.full_like(x, 3), *rest], device)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_"])
+@pytest.mark.parametrize("name", ["mlp_block_", "attention_block_", "sra_attention"])
 def test_a_bad_token_spoils_no_other(name, bad, device):
-    x, *rest = on(device, dict(ONE_OF_EACH)[name].inputs(torch.bfloat16, torch.bfloat16))
+    x, *rest = drawn(dict(ONE_OF_EACH)[name], device)
     x[0, 5, 3] = bad
     out = run(name, [x, *rest])
     spoilt = out.isnan().any(dim=-1)
@@ -264,7 +318,7 @@ def test_a_bad_token_spoils_no_other(name, bad, device):
 
 
 def test_a_bad_token_spoils_the_keys_of_its_own_cell(device):
-    x, *rest = on(device, cases.PoolCase(2, 14, 14, 64, 7).inputs(torch.bfloat16, torch.bfloat16))
+    x, *rest = drawn(cases.PoolCase(2, 14, 14, 64, 7), device)
     x[1, 17, 3] = float("nan")  # of the first cells' second row: cell 1 of row 0
     spoilt = run("pool_kv", [x, *rest]).isnan().any(dim=-1)
     assert spoilt[1, 1]
@@ -273,7 +327,7 @@ def test_a_bad_token_spoils_the_keys_of_its_own_cell(device):
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_two_streams_at_once(name, case, gpu):
-    draws = [on(gpu, case.inputs(torch.bfloat16, torch.bfloat16)) for _ in range(2)]
+    draws = [drawn(case, gpu) for _ in range(2)]
     expected = [run(name, inputs) for inputs in draws]
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
@@ -290,7 +344,7 @@ def test_two_streams_at_once(name, case, gpu):
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_graph_capture(name, case, gpu):
     """Captured on one set of inputs, replayed on another."""
-    inputs, others = (on(gpu, case.inputs(torch.bfloat16, torch.bfloat16)) for _ in range(2))
+    inputs, others = (drawn(case, gpu) for _ in range(2))
     replay = captured(lambda *inputs: run(name, inputs), *inputs)
     assert torch.equal(replay(*others), run(name, others))
 
@@ -299,7 +353,7 @@ def test_graph_capture(name, case, gpu):
 def test_another_device_than_the_current_one(name, case, gpu):
     if torch.cuda.device_count() < 2:
         pytest.skip("NOT TESTED: needs two GPUs")
-    inputs = case.inputs(torch.bfloat16, torch.bfloat16)
+    inputs = drawn(case, torch.device("cpu"))
     first, second = (run(name, on(torch.device("cuda", i), inputs)) for i in range(2))
     assert second.device.index == 1
     assert torch.cuda.current_device() == 0
@@ -309,7 +363,7 @@ def test_another_device_than_the_current_one(name, case, gpu):
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_opcheck(name, case, device):
     """Schema, shape function and dispatch agree."""
-    inputs = on(device, case.inputs(torch.bfloat16, torch.bfloat16))
+    inputs = drawn(case, device)
     torch.library.opcheck(getattr(torch.ops.pvt, name).default, tuple(inputs))
 
 

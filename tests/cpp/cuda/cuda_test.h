@@ -1,6 +1,7 @@
 // What the tests of the CUDA kernels share: 16-bit tensors, packed weights, errors.
 #pragma once
 
+#include <cmath>
 #include <random>
 #include <vector>
 
@@ -101,6 +102,36 @@ inline std::vector<double> linear(const std::vector<double>& x, const std::vecto
   return result;
 }
 
+// Keys of a head and their values, each `stride` numbers after the one before.
+struct HeadKeys {
+  const double* keys;
+  const double* values;
+  int64_t stride, kv_len, head_dim;
+};
+
+// softmax(scale q keys^T) values for a query; weights are rounded as a tensor of them would be.
+template <class Round>
+std::vector<double> attend_to(const HeadKeys& head, const double* q, double scale,
+                              const Round& round) {
+  std::vector<double> weights(head.kv_len), result(head.head_dim);
+  double most = -INFINITY, total = 0;
+  for (int64_t key = 0; key < head.kv_len; ++key) {
+    for (int64_t d = 0; d < head.head_dim; ++d)
+      weights[key] += q[d] * head.keys[key * head.stride + d] * scale;
+    most = std::max(most, weights[key]);
+  }
+  for (double& weight : weights)
+    total += weight = std::exp(weight - most);
+  for (double& weight : weights)
+    weight /= total;
+  weights = round(weights);
+  for (int64_t key = 0; key < head.kv_len; ++key) {
+    for (int64_t d = 0; d < head.head_dim; ++d)
+      result[d] += weights[key] * head.values[key * head.stride + d];
+  }
+  return result;
+}
+
 inline double exact_gelu(double x) {
   return x / 2 * std::erfc(-x / std::sqrt(2.0));
 }
@@ -127,8 +158,8 @@ class Errors {
     fused_ += (fused - expected) * (fused - expected);
     parts_ += (parts - expected) * (parts - expected);
   }
-  // At most 1; NaN if any result is.
-  double ratio() const { return std::sqrt(fused_ / parts_); }
+  // At most 1, and 0 if every result is exact; NaN if any result is.
+  double ratio() const { return fused_ == 0 ? 0 : std::sqrt(fused_ / parts_); }
 
  private:
   double fused_ = 0, parts_ = 0;

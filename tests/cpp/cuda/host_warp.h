@@ -150,11 +150,13 @@ struct HostWarp {
   static Float reciprocal(const Float& a) {
     return map_lanes([](float x) { return 1 / x; }, a);
   }
-  static Float select(const Mask& mask, const Float& a, const Float& b) {
-    return map_lanes([](bool m, float x, float y) { return m ? x : y; }, mask, a, b);
+  template <class Value>
+  static Lanes<Value> select(const Mask& mask, const Lanes<Value>& a, const Lanes<Value>& b) {
+    return map_lanes([](bool m, Value x, Value y) { return m ? x : y; }, mask, a, b);
   }
-  static Float exchange(const Float& value, int bits) {
-    Float result;
+  template <class Value>
+  static Lanes<Value> exchange(const Lanes<Value>& value, int bits) {
+    Lanes<Value> result;
     for (int l = 0; l < kLanes; ++l)
       result[l] = value[l ^ bits];
     return result;

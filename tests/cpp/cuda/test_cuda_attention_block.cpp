@@ -34,26 +34,12 @@ struct Attention {
     const double* tokens = &x[(image * N + token) * C];
     const std::vector<double> q =
         round(linear(round(layer_norm(tokens, C, norm_weight, norm_bias, 1e-6)), q_weight, q_bias));
-    std::vector<double> attended(C);
+    std::vector<double> attended;
     for (int64_t head = 0; head < heads; ++head) {
-      std::vector<double> weights(kv_len);
-      double most = -INFINITY, total = 0;
-      for (int64_t key = 0; key < kv_len; ++key) {
-        const double* k = &kv[(image * kv_len + key) * 2 * C + head * D];
-        for (int64_t d = 0; d < D; ++d)
-          weights[key] += q[head * D + d] * k[d] / std::sqrt(D);
-        most = std::max(most, weights[key]);
-      }
-      for (double& weight : weights)
-        total += weight = std::exp(weight - most);
-      for (double& weight : weights)
-        weight /= total;
-      weights = round(weights);
-      for (int64_t key = 0; key < kv_len; ++key) {
-        const double* v = &kv[(image * kv_len + key) * 2 * C + C + head * D];
-        for (int64_t d = 0; d < D; ++d)
-          attended[head * D + d] += weights[key] * v[d];
-      }
+      const double* keys = &kv[image * kv_len * 2 * C + head * D];
+      const HeadKeys head_keys{keys, keys + C, 2 * C, kv_len, D};
+      const std::vector<double> part = attend_to(head_keys, &q[head * D], 1 / std::sqrt(D), round);
+      attended.insert(attended.end(), part.begin(), part.end());
     }
     std::vector<double> result = round(linear(round(attended), proj_weight, proj_bias));
     for (int64_t c = 0; c < C; ++c)

@@ -1,4 +1,4 @@
-// The CUDA kernels of reduce_kv and patch_embed, run on the CPU against float64.
+// The CUDA kernels of reduce_kv, spatial_reduction and patch_embed, run on the CPU against float64.
 #include "cuda/convolve_impl.h"
 #include "cuda/cuda_test.h"
 #include "cuda/linear_impl.h"
@@ -195,8 +195,10 @@ void check_patches(Convolution conv, int splits, bool positions) {
   CHECK(errors.ratio() < kMaxErrorRatio);
 }
 
-Convolution reduction(int64_t B, int64_t H, int64_t W, int64_t C, int sr_ratio) {
-  return {B, H, W, C, C, sr_ratio, sr_ratio, 0, true, {}, {}, {}, {}, {}};
+// Of the LayerNorm of tokens, or of tokens as they are.
+Convolution reduction(int64_t B, int64_t H, int64_t W, int64_t C, int sr_ratio,
+                      bool normalises = true) {
+  return {B, H, W, C, C, sr_ratio, sr_ratio, 0, normalises, {}, {}, {}, {}, {}};
 }
 
 Convolution embedding(int64_t B, int64_t H, int64_t W, int64_t C, int64_t C_out, bool overlaps) {
@@ -238,6 +240,13 @@ TEST_CASE("reduce_kv: of all tokens") {
     }
   }
   CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+TEST_CASE("spatial_reduction") {
+  check_patches<ConvolveConfig<BFloat16, 64, 2, false, 4, 64, 3>>(
+      reduction(2, 24, 17, 64, 8, false), 8, false);
+  check_patches<ConvolveConfig<Half, 160, 5, false, 4, 32, 3>>(reduction(1, 5, 7, 160, 2, false), 1,
+                                                               false);
 }
 
 TEST_CASE("patch_embed: of tokens") {

@@ -1,0 +1,31 @@
+// What both attention operators are given, as their kernels take it.
+#pragma once
+
+#include "cuda/keys.h"
+#include "cuda/packed.h"
+
+namespace pvt::cuda {
+
+// Whether attend() can scale scores by this.
+inline bool is_usual_scale(double scale) {
+  return 1e-30 < scale && scale < 1e30;
+}
+
+// For an exponential whose base is two.
+inline float log2_scale(double scale) {
+  constexpr double kLog2E = 1.4426950408889634;
+  return static_cast<float>(scale * kLog2E);
+}
+
+// kv [B, kv_len, 2 C] as it lies, where it can be read 16 bytes at a time; else a copy.
+inline Tensor vector_rows(const Tensor& kv) {
+  return has_vector_rows(kv) ? kv : dense(kv);
+}
+
+// Of vector_rows(kv), which has to live as long.
+inline KeyValues key_values(const Tensor& kv) {
+  return {static_cast<const char*>(kv.const_data_ptr()), kv.stride(0) * 2, kv.stride(1) * 2,
+          kv.size(2), static_cast<int>(kv.size(1))};
+}
+
+}  // namespace pvt::cuda

@@ -1,0 +1,96 @@
+// spatial_reduction on CUDA: which tokens have kernels, and their launch. There are two: the
+// convolution of tokens, whose weight takes its panels first, and the norm of what that leaves.
+#include <torch/csrc/stable/library.h>
+
+#include "aten/call.h"
+#include "aten/kernels.h"
+#include "cuda/convolve.h"
+#include "cuda/packed.h"
+#include "cuda/patch_norm.h"
+
+namespace pvt::cuda {
+namespace {
+
+// weight [C, C, R, R] in panels (pvt_ext/packing.py): [C / 16, R, R, C / 2, 16, 2].
+Tensor in_panels(const Tensor& weight) {
+  const int64_t C = weight.size(0), R = weight.size(2);
+  const Tensor split = torch::stable::reshape(weight, {C / kPanel, kPanel, C / 2, 2, R, R});
+  return call_aten("aten::permute", "", split, std::vector<int64_t>{0, 4, 5, 2, 1, 3});
+}
+
+template <class scalar_t, int C, int kStrips>
+void run(const Device& device, const Tensor& x, const Tensor& weight, ConvolveArgs convolution,
+         PatchNormArgs args) {
+  const Weight packed(in_panels(weight));
+  convolution.weight = packed.data();
+  const Tensor sums = run_convolution<scalar_t, C, kStrips, false>(device, x, convolution);
+  args.sums = static_cast<const float*>(sums.const_data_ptr());
+  args.splits = convolution.splits;
+  run_patch_norm<scalar_t>(device, args);
+}
+
+// Runs the kernels if there are some for so many channels.
+template <class scalar_t>
+bool dispatch_channels(const Device& device, const Tensor& x, const Tensor& weight,
+                       const ConvolveArgs& convolution, const PatchNormArgs& args) {
+  switch (args.C) {
+    case 32:
+      return run<scalar_t, 32, 1>(device, x, weight, convolution, args), true;
+    case 64:
+      return run<scalar_t, 64, 2>(device, x, weight, convolution, args), true;
+    case 128:
+      return run<scalar_t, 128, 4>(device, x, weight, convolution, args), true;
+    case 160:
+      return run<scalar_t, 160, 5>(device, x, weight, convolution, args), true;
+    case 320:
+      return run<scalar_t, 320, 5>(device, x, weight, convolution, args), true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+Tensor spatial_reduction_cuda(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
+                              const Tensor& bias, const Tensor& norm_weight,
+                              const Tensor& norm_bias, int64_t sr_ratio, double eps) {
+  const ReductionShape s =
+      check_spatial_reduction(x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio);
+  const Device device("spatial_reduction", x);
+  if (s.B > 0 && s.C <= kMaxChannels && s.H * s.W <= INT32_MAX && is_16_bit(x.scalar_type()) &&
+      device.can_run_kernels()) {
+    const Tensor tokens = has_vector_rows(x) ? x : dense(x);
+    const Vector conv_bias(bias), norm_w(norm_weight), norm_b(norm_bias);
+    Tensor out = torch::stable::new_empty(x, {s.B, s.kv_len(), s.C});
+    ConvolveArgs convolution{};
+    convolution.x = tokens.const_data_ptr();
+    convolution.image_bytes = tokens.stride(0) * 2, convolution.column_bytes = tokens.stride(1) * 2;
+    convolution.row_bytes = s.W * convolution.column_bytes;
+    convolution.H = static_cast<int>(s.H), convolution.W = static_cast<int>(s.W);
+    convolution.kernel_size = convolution.stride = static_cast<int>(s.sr_ratio);
+    convolution.rows = s.B * s.kv_len();
+    convolution.out_H = static_cast<int>(s.out_H());
+    convolution.out_W = static_cast<int>(s.out_W());
+    convolution.C_out = static_cast<int>(s.C);
+    PatchNormArgs args{};
+    args.rows = convolution.rows, args.C = convolution.C_out;
+    args.bias = conv_bias.data();
+    args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data();
+    args.eps = static_cast<float>(eps);
+    args.out = out.mutable_data_ptr();
+    bool done = false;
+    dispatch_16_bit(x.scalar_type(), [&](auto type) {
+      done = dispatch_channels<decltype(type)>(device, tokens, weight, convolution, args);
+    });
+    if (done) {
+      return out;
+    }
+  }
+  return spatial_reduction_aten(x, H, W, weight, bias, norm_weight, norm_bias, sr_ratio, eps);
+}
+
+}  // namespace pvt::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(pvt, CUDA, m) {
+  m.impl("spatial_reduction", TORCH_BOX(&pvt::cuda::spatial_reduction_cuda));
+}
