@@ -27,17 +27,17 @@ template <class scalar_t, int kRows, int kVecs>
 inline void gemm_tile(const Tile& tile, const Strides& strides) {
   using Op = Operand<scalar_t>;
   const int64_t K = tile.K, a_stride = strides.a, ahead_step = tile.ahead_step;
-  const float *b = tile.b, *ahead = tile.ahead;
+  const float *header = tile.a, *b = tile.b, *ahead = tile.ahead;
   // Unrolled, so that sum[][] is registers and nothing else.
   typename Op::Sum sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
-      sum[i][j] = Op::first_sum(tile.a + i * a_stride);
+      sum[i][j] = Op::first_sum(header + i * a_stride);
     }
   }
-  const float* a = tile.a + Op::kHeader;
+  const float* a = header + Op::kHeader;
   for (int64_t k = 0; k < K; ++k) {
     if constexpr (Op::kSteps == 1) {  // else memory is fast enough beside the instructions
       __builtin_prefetch(ahead, 0, 2);
@@ -61,13 +61,17 @@ inline void gemm_tile(const Tile& tile, const Strides& strides) {
       }
     }
   }
+  // Copies, since every store could change a member of tile.
+  float* const c = tile.c;
+  const int64_t c_stride = strides.c;
+  const bool accumulate = tile.accumulate;
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
-      float* out = tile.c + i * strides.c + j * kLanes;
-      const Vec total = Op::total(sum[i][j], tile.a + i * a_stride);
-      store(out, tile.accumulate ? load(out) + total : total);
+      float* out = c + i * c_stride + j * kLanes;
+      const Vec total = Op::total(sum[i][j], header + i * a_stride);
+      store(out, accumulate ? load(out) + total : total);
     }
   }
 }

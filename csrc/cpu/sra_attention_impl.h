@@ -9,8 +9,8 @@
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
 
-constexpr int64_t kKeyBlock = 128;
-constexpr int64_t kQueryRows = 4 * kTileRows;  // they share each key read; their scores take 12 KB
+constexpr int64_t kKeyBlock = 256;
+constexpr int64_t kQueryRows = 4 * kTileRows;  // they share each key read; their scores take 24 KB
 
 // The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
 // values follow as units along the keys, [panels][units of kv_len][kPanel].
@@ -37,32 +37,45 @@ inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim
 // The softmax is taken of powers of two: 2^(scale2 * s_j), scale2 = scale / ln 2.
 constexpr float kLog2E = 1.44269504088896341f;
 
-// s_j <- 2^(scale2 * s_j - m), returns sum_j s_j, with the running maximum m <- max(m, scale2 *
-// s_j). What pads the last vector becomes 0.
-inline float softmax_row(float* s, int64_t keys, float scale2, float* m) {
+// Calls run(j, scaled(s[j:j + kLanes])) for all scores of a row; what pads the last vector is -inf.
+template <class Scaled, class Run>
+inline void foreach_vector(const float* s, int64_t keys, const Scaled& scaled, const Run& run) {
+  int64_t j = 0;
+  for (; j + kLanes <= keys; j += kLanes) {
+    run(j, scaled(load(s + j)));
+  }
+  if (j < keys) {
+    run(j, first_lanes(scaled(load(s + j)), keys - j, -INFINITY));
+  }
+}
+
+// The greatest of m and of scale2 * s_j.
+inline float greatest_score(const float* s, int64_t keys, float scale2, float m) {
   const Vec scale = broadcast(scale2);
-  const auto without_padding = [=](Vec v, int64_t j) {
-    return j + kLanes > keys ? first_lanes(v, keys - j, -INFINITY) : v;
-  };
-  Vec best = broadcast(*m);
-  for (int64_t j = 0; j < keys; j += kLanes) {
-    best = max(best, without_padding(load(s + j) * scale, j));
-  }
-  *m = reduce_max(best);
-  // A block of nothing but -inf has no weight yet, rather than -inf - (-inf).
-  const Vec shift = broadcast(*m == -INFINITY ? 0.f : -*m);
+  Vec best = broadcast(m);
+  foreach_vector(
+      s, keys, [=](Vec v) { return v * scale; }, [&](int64_t, Vec v) { best = max(best, v); });
+  return reduce_max(best);
+}
+
+// s_j <- 2^(scale2 * s_j - m), returns sum_j s_j. What pads the last vector becomes 0.
+inline float softmax_row(float* s, int64_t keys, float scale2, float m) {
+  // A row of nothing but -inf has no weight yet, rather than -inf - (-inf).
+  const Vec scale = broadcast(scale2), shift = broadcast(m == -INFINITY ? 0.f : -m);
   Vec sum{};
-  for (int64_t j = 0; j < keys; j += kLanes) {
-    const Vec p = exp2_nonpositive(without_padding(fmadd(load(s + j), scale, shift), j));
-    store(s + j, p);
-    sum += p;
-  }
+  foreach_vector(
+      s, keys, [=](Vec v) { return fmadd(v, scale, shift); },
+      [&](int64_t j, Vec v) {
+        const Vec p = exp2_nonpositive(v);
+        store(s + j, p);
+        sum += p;
+      });
   return reduce_add(sum);
 }
 
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kQueryRows * (round_up(head_dim, 2) + 2 * kKeyBlock + round_up(head_dim, kPanel));
+  return kQueryRows * (round_up(head_dim, 2) + kKeyBlock + round_up(head_dim, kPanel));
 }
 
 // softmax(scale * q k^T) v for `num_rows` queries of one head, kQueryRows at a time.
@@ -75,9 +88,8 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
   const int64_t depth = right_units<scalar_t>(head_dim), q_size = left_units<scalar_t>(head_dim);
   const int64_t o_stride = round_up(head_dim, kPanel);
   float* q_tile = scratch;                  // [kQueryRows, q_size]
-  float* s = q_tile + kQueryRows * q_size;  // [kQueryRows, kKeyBlock]
-  float* p = s + kQueryRows * kKeyBlock;    // [kQueryRows, kKeyBlock], s as units
-  float* o = p + kQueryRows * kKeyBlock;    // [kQueryRows, o_stride]
+  float* s = q_tile + kQueryRows * q_size;  // [kQueryRows, kKeyBlock], then as units
+  float* o = s + kQueryRows * kKeyBlock;    // [kQueryRows, o_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
@@ -96,22 +108,26 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      kKeyBlock, /*accumulate=*/false);
-      // s <- 2^(scale2 * s - m);  l <- l * delta + sum s;  o <- o * delta
+      // m of all rows, then  s <- 2^(scale2 * s - m);  l <- l * delta + sum s;  o <- o * delta
+      float previous[kQueryRows];
       for (int64_t i = 0; i < rows; ++i) {
-        const float previous = m[i];
-        const float sum = softmax_row(s + i * kKeyBlock, num_keys, scale * kLog2E, &m[i]);
-        if (first > 0 && m[i] != previous) {
-          const float delta = std::exp2(previous - m[i]);
+        previous[i] = m[i];
+        m[i] = greatest_score(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        const float sum = softmax_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+        if (first > 0 && m[i] != previous[i]) {
+          const float delta = std::exp2(previous[i] - m[i]);
           l[i] *= delta;
           for (int64_t d = 0; d < o_stride; d += kLanes) {
             store(o + i * o_stride + d, load(o + i * o_stride + d) * delta);
           }
         }
         l[i] += sum;
-        Op::to_left(s + i * kKeyBlock, num_keys, p + i * kKeyBlock);
+        Op::to_left(s + i * kKeyBlock, num_keys, s + i * kKeyBlock);
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), p, kKeyBlock,
+      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), s, kKeyBlock,
                      values + first / Op::kPerUnit * kPanel, right_units<scalar_t>(kv_len) * kPanel,
                      o, o_stride, /*accumulate=*/first > 0);
     }

@@ -180,7 +180,7 @@ inline Vec exp2_nonpositive(Vec x) {
   // Adding it rounds to an integer n and leaves n + 127, the exponent of 2^n, in the lowest bits.
   constexpr float kRound = 12582912.f + 127.f;
   const Vec lowest = broadcast(-127.f);  // whose exponent is that of zero
-  const Vec clamped = x < lowest ? lowest : x;
+  const Vec clamped = max(lowest, x);
   const Vec shifted = clamped + kRound;
   const Vec f = clamped - (shifted - kRound);
   Vec q = broadcast(kExp2Q[5]);
