@@ -36,6 +36,16 @@ class AttentionCase:
         return q, kv, self.num_heads, (self.C // self.num_heads) ** -0.5
 
 
+def huge_scores(B: int, N: int, C: int, kv_len: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, N, C], [B, kv_len, C] for one head: the first key's scores are the
+    greatest, the last one's the least, and the others clearly between them."""
+    size = min(133120.0, torch.finfo(dtype).max / 2)
+    q = torch.full((B, N, C), size, dtype=dtype)
+    factors = torch.linspace(0.9, 0.1, kv_len)
+    factors[0], factors[-1] = 1, 0
+    return q, (size * factors)[None, :, None].expand(B, kv_len, C).to(dtype).contiguous()
+
+
 @dataclass(frozen=True)
 class ReductionCase:
     B: int

@@ -35,6 +35,20 @@ def test_matches_reference(op, formula, case, dtype):
     cases.assert_as_exact(op, formula, case.inputs(dtype))
 
 
+@pytest.mark.parametrize("kv_len", [5, 49, 300])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_huge_scores(dtype, kv_len):
+    """Their rounding errors are far above 1, the weights are still 1 and 0."""
+    q, keys = cases.huge_scores(2, 30, 64, kv_len, dtype)
+    values = torch.randn_like(keys)
+    kv = torch.cat([keys, values], dim=-1)
+    for scale, chosen in ((0.125, values[:, :1]), (-0.125, values[:, -1:])):
+        assert torch.equal(ops.sra_attention(q, kv, 1, scale), chosen.expand_as(q))
+    mean = values.double().mean(dim=1, keepdim=True).expand_as(q)
+    out = ops.sra_attention(q, kv, 1, 0.0)
+    assert torch.allclose(out.double(), mean, atol=4 * torch.finfo(dtype).eps)
+
+
 @settings(max_examples=60, deadline=None)
 @given(case=shapes.attention(), dtype=shapes.dtypes)
 def test_attention_any_shape(case, dtype):

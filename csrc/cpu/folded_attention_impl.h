@@ -173,9 +173,8 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t h = 0; h < args.num_heads; ++h) {
       float* head = s + i * slots + h * per_head;
-      const float scale2 = args.scale * kLog2E;
-      const float m = greatest_score(head, args.kv_len, scale2, -INFINITY);
-      const float inverse = 1.f / softmax_row(head, args.kv_len, scale2, m);
+      const float m = scale_row(head, args.kv_len, args.scale * kLog2E, -INFINITY);
+      const float inverse = 1.f / softmax_row(head, args.kv_len, m);
       for (int64_t j = 0; j < used; j += kLanes) {
         store(head + j, load(head + j) * inverse);
       }

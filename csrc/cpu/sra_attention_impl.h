@@ -37,39 +37,35 @@ inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim
 // The softmax is taken of powers of two: 2^(scale2 * s_j), scale2 = scale / ln 2.
 constexpr float kLog2E = 1.44269504088896341f;
 
-// Calls run(j, scaled(s[j:j + kLanes])) for all scores of a row; what pads the last vector is -inf.
-template <class Scaled, class Run>
-inline void foreach_vector(const float* s, int64_t keys, const Scaled& scaled, const Run& run) {
-  int64_t j = 0;
-  for (; j + kLanes <= keys; j += kLanes) {
-    run(j, scaled(load(s + j)));
-  }
-  if (j < keys) {
-    run(j, first_lanes(scaled(load(s + j)), keys - j, -INFINITY));
-  }
-}
-
-// The greatest of m and of scale2 * s_j.
-inline float greatest_score(const float* s, int64_t keys, float scale2, float m) {
+// s_j <- scale2 * s_j, returns the greatest of them and m. What pads the last vector becomes -inf.
+inline float scale_row(float* s, int64_t keys, float scale2, float m) {
   const Vec scale = broadcast(scale2);
   Vec best = broadcast(m);
-  foreach_vector(
-      s, keys, [=](Vec v) { return v * scale; }, [&](int64_t, Vec v) { best = max(best, v); });
+  int64_t j = 0;
+  for (; j + kLanes <= keys; j += kLanes) {
+    const Vec v = load(s + j) * scale;
+    store(s + j, v);
+    best = max(best, v);
+  }
+  if (j < keys) {
+    const Vec v = first_lanes(load(s + j) * scale, keys - j, -INFINITY);
+    store(s + j, v);
+    best = max(best, v);
+  }
   return reduce_max(best);
 }
 
-// s_j <- 2^(scale2 * s_j - m), returns sum_j s_j. What pads the last vector becomes 0.
-inline float softmax_row(float* s, int64_t keys, float scale2, float m) {
+// s_j <- 2^(s_j - m), returns sum_j s_j. What pads the last vector becomes 0.
+//   s: by scale_row(), which m comes from: however large, the greatest of them gives 1
+inline float softmax_row(float* s, int64_t keys, float m) {
   // A row of nothing but -inf has no weight yet, rather than -inf - (-inf).
-  const Vec scale = broadcast(scale2), shift = broadcast(m == -INFINITY ? 0.f : -m);
+  const Vec shift = broadcast(m == -INFINITY ? 0.f : m);
   Vec sum{};
-  foreach_vector(
-      s, keys, [=](Vec v) { return fmadd(v, scale, shift); },
-      [&](int64_t j, Vec v) {
-        const Vec p = exp2_nonpositive(v);
-        store(s + j, p);
-        sum += p;
-      });
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    const Vec p = exp2_nonpositive(load(s + j) - shift);
+    store(s + j, p);
+    sum += p;
+  }
   return reduce_add(sum);
 }
 
@@ -108,14 +104,15 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      kKeyBlock, /*accumulate=*/false);
-      // m of all rows, then  s <- 2^(scale2 * s - m);  l <- l * delta + sum s;  o <- o * delta
+      // s <- scale2 * s and m of all rows, then  s <- 2^(s - m);  l <- l * delta + sum s;  o <- o *
+      // delta
       float previous[kQueryRows];
       for (int64_t i = 0; i < rows; ++i) {
         previous[i] = m[i];
-        m[i] = greatest_score(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+        m[i] = scale_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
       }
       for (int64_t i = 0; i < rows; ++i) {
-        const float sum = softmax_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+        const float sum = softmax_row(s + i * kKeyBlock, num_keys, m[i]);
         if (first > 0 && m[i] != previous[i]) {
           const float delta = std::exp2(previous[i] - m[i]);
           l[i] *= delta;

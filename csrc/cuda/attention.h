@@ -6,7 +6,7 @@
 
 namespace pvt::cuda {
 
-// Whether attend() can scale scores by this.
+// Whether scores of -inf, those of keys that do not exist, can be scaled by this, as a float.
 inline bool is_usual_scale(double scale) {
   return 1e-30 < scale && scale < 1e30;
 }
@@ -24,8 +24,10 @@ inline Tensor vector_rows(const Tensor& kv) {
 
 // Of vector_rows(kv), which has to live as long.
 inline KeyValues key_values(const Tensor& kv) {
-  return {static_cast<const char*>(kv.const_data_ptr()), kv.stride(0) * 2, kv.stride(1) * 2,
-          kv.size(2), static_cast<int>(kv.size(1))};
+  // The stride of a single key may be anything, and keys beyond it are never read.
+  const int64_t key_bytes = kv.size(1) > 1 ? kv.stride(1) * 2 : 0;
+  return {static_cast<const char*>(kv.const_data_ptr()), kv.stride(0) * 2, key_bytes, kv.size(2),
+          static_cast<int>(kv.size(1))};
 }
 
 }  // namespace pvt::cuda

@@ -113,7 +113,7 @@ class AttentionRows {
         });
   }
 
-  // The queries of a head.
+  // The queries of a head, times the scale.
   template <class Chunks>
   PVT_DEVICE void query(int head, Chunks& chunks, HeadOperand& queries) {
     Strip<Warp> sums[kHeadStrips][1];
@@ -130,7 +130,14 @@ class AttentionRows {
         multiply(sums, token, weight + step * kSquare);
       }
     }
-    PVT_UNROLL for (int s = 0; s < kHeadStrips; ++s) round<scalar_t>(sums[s][0], queries[s][0]);
+    PVT_UNROLL for (int s = 0; s < kHeadStrips; ++s) {
+      PVT_UNROLL for (int j = 0; j < 4; ++j) {
+        PVT_UNROLL for (int i = 0; i < 4; ++i) {
+          sums[s][0].sum[j][i] = sums[s][0].sum[j][i] * typename Warp::Float(args_.scale);
+        }
+      }
+      round<scalar_t>(sums[s][0], queries[s][0]);
+    }
   }
 
   // x <- x + proj(heads), columns of one head's number.
@@ -192,8 +199,8 @@ PVT_DEVICE void attention_block(Block& block, const AttentionBlockArgs& args) {
   PVT_UNROLL for (int head = 0; head < Config::kHeads; ++head) {
     HeadOperand queries;
     rows.query(head, chunks, queries);
-    attend<typename Config::scalar_t, Config::kHeadDim, Warp>(queries, args.kv, args.scale, chunks,
-                                                              heads[head]);
+    attend<typename Config::scalar_t, Config::kHeadDim, Warp>(
+        queries, args.kv, chunks, [](const auto& difference) { return difference; }, heads[head]);
   }
   PVT_NO_UNROLL for (int columns = 0; columns < Config::kHeads; ++columns) {
     rows.project(columns, chunks, heads);

@@ -82,7 +82,7 @@ void attention_block_cuda(Tensor& x, const Tensor& kv, const Tensor& norm_weight
   const Device device("attention_block_", x);
   bool done = false;
   if (have_packed_kernel(device, x, {q_weight, proj_weight}) && is_aligned(x) && s.N <= INT32_MAX &&
-      s.kv_len <= INT32_MAX && is_usual_scale(scale)) {
+      s.kv_len <= INT32_MAX) {
     const Vector norm_w(norm_weight), norm_b(norm_bias), q_b(q_bias), proj_b(proj_bias);
     const Weight q(q_weight), proj(proj_weight);
     const Tensor keys = vector_rows(kv);

@@ -66,14 +66,15 @@ PVT_DEVICE void round_spread(const typename Warp::Float (&sums)[kTiles8][4],
   }
 }
 
-// softmax(scale queries keys^T) values of one head. One pass over the keys: sums are scaled when a
-// later block has a greater score.
+// softmax(queries keys^T) values of one head. One pass over the keys: sums are scaled when a later
+// block has a greater score.
 //   queries: with adjacent channels   out: with spread ones
-//   scale: times log2(e); greater than zero, since a key that does not exist has a score of minus
-//   infinity
-template <class scalar_t, int kHeadDim, class Warp, class Chunks>
+//   scaled: what a difference of scores is in units of log2. Scores themselves are not scaled: that
+//   of the greatest one is 0 however large it is.
+template <class scalar_t, int kHeadDim, class Warp, class Chunks, class Scaled>
 PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], const KeyValues& kv,
-                       float scale, Chunks& chunks, Operand<Warp> (&out)[kHeadDim / kStrip][1]) {
+                       Chunks& chunks, const Scaled& scaled,
+                       Operand<Warp> (&out)[kHeadDim / kStrip][1]) {
   using Float = typename Warp::Float;
   constexpr int kStrips = kHeadDim / kStrip, kKeyTiles = kKeys / 8, kOutTiles = kHeadDim / 8;
   const auto lane = Warp::lane();
@@ -116,10 +117,10 @@ PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], con
         most = Warp::max(most, Warp::max(scores[j][2 * half], scores[j][2 * half + 1]));
       }
       most = Warp::max(most, Warp::exchange(most, 1));
-      most = Warp::max(most, Warp::exchange(most, 2)) * Float(scale);
+      most = Warp::max(most, Warp::exchange(most, 2));
       if (block > 0) {
         most = Warp::max(most, greatest[half]);
-        const Float factor = Warp::exp2(greatest[half] - most);
+        const Float factor = Warp::exp2(scaled(greatest[half] - most));
         total[half] = total[half] * factor;
         PVT_UNROLL for (int j = 0; j < kOutTiles; ++j) {
           PVT_UNROLL for (int i = 0; i < 2; ++i) {
@@ -128,11 +129,10 @@ PVT_DEVICE void attend(const Operand<Warp> (&queries)[kHeadDim / kStrip][1], con
         }
       }
       greatest[half] = most;
-      const Float shift = Float(0.f) - most;
       PVT_UNROLL for (int j = 0; j < kKeyTiles; ++j) {
         PVT_UNROLL for (int i = 0; i < 2; ++i) {
           auto& score = scores[j][2 * half + i];
-          score = Warp::exp2(Warp::fma(score, Float(scale), shift));
+          score = Warp::exp2(scaled(score - most));
           total[half] = total[half] + score;
         }
       }

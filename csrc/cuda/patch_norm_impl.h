@@ -1,4 +1,5 @@
-// The end of patch_embed: LayerNorm of what convolve() left, and positions.
+// The end of patch_embed and of spatial_reduction: LayerNorm of what convolve() left, and
+// positions.
 #pragma once
 
 #include "cuda/device.h"

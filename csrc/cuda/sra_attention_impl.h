@@ -14,7 +14,7 @@ struct SraAttentionArgs {
   void* out;  // [B, N, C]
   int64_t N;
   int heads;
-  float scale;  // of the scores, times log2(e)
+  float scale;  // of the scores, times log2(e); greater than zero: missing keys have -inf
   int parts;    // that the tokens of an image are shared out to
 };
 
@@ -71,7 +71,10 @@ PVT_DEVICE void sra_attention(Block& block, const SraAttentionArgs& args) {
     const AdjacentRows<Warp> rows{int64_t{tile} * kTile, args.N, C};
     Operand<Warp> queries[kStrips][1], result[kStrips][1];
     load_rows(q, rows, queries);
-    attend<typename Config::scalar_t, kHeadDim, Warp>(queries, args.kv, args.scale, chunks, result);
+    attend<typename Config::scalar_t, kHeadDim, Warp>(
+        queries, args.kv, chunks,
+        [&](const auto& difference) { return difference * typename Warp::Float(args.scale); },
+        result);
     PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
       gather_spread(result[s][0]);
       store_rows(out, rows, s, result[s]);

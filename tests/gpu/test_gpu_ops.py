@@ -206,6 +206,26 @@ def test_runs_its_own_kernel(name, case, dtype, gpu):
     assert any(KERNELS[name] in key for key in names), names
 
 
+def has_kernel(case):
+    """Whether docs/cuda.md says so."""
+    if isinstance(case, cases.ReductionCase):
+        return case.C in (32, 64, 128, 160, 320)
+    return case.C // case.num_heads in (32, 64) and case.kv_len <= 256
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *(("sra_attention", case) for case in SRA),
+        *(("spatial_reduction", case) for case in SPATIAL),
+    ],
+    ids=str,
+)
+def test_has_the_kernels_that_the_documentation_says(name, case, gpu):
+    names = kernels_of(name, drawn(case, gpu))
+    assert any(KERNELS[name] in key for key in names) == has_kernel(case), names
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", IMAGES, ids=str)
 def test_an_image_has_its_own_kernel(case, dtype, gpu):
@@ -268,15 +288,36 @@ def test_other_strides(name, argument, layout, device):
     assert torch.allclose(run(name, inputs), expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["mlp_block_", "conv_mlp_block_", "attention_block_"])
-def test_tokens_at_an_odd_address(name, device):
-    """16-byte accesses are impossible; the answer is ATen's, not an error."""
-    case = dict(ONE_OF_EACH)[name]
-    x, *rest = drawn(case, device)
-    expected = run(name, [x, *rest])
-    shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)[1:].view(x.shape)
-    getattr(block_ops, name)(shifted.copy_(x), *rest)
-    assert torch.allclose(shifted, expected, rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("mlp_block_", 0),
+        ("conv_mlp_block_", 0),
+        ("attention_block_", 0),
+        ("attention_block_", 1),
+        ("sra_attention", 0),
+        ("sra_attention", 1),
+        ("spatial_reduction", 0),
+        ("spatial_reduction", 3),
+    ],
+)
+def test_an_odd_address(name, argument, device):
+    """16-byte accesses are impossible; there is an answer, not an error."""
+    inputs = drawn(dict(ONE_OF_EACH)[name], device)
+    expected = run(name, inputs)
+    x = inputs[argument]
+    inputs[argument] = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)[1:].view(x.shape)
+    inputs[argument].copy_(x)
+    out = operator(name)(*inputs)  # in place, where it is
+    out = inputs[0] if name.endswith("_") else out
+    assert torch.allclose(out, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_one_key_with_any_stride(device):
+    """A stride that is never used need not be one of whole vectors."""
+    wide = torch.randn(1, 1, 129, device=device).bfloat16()
+    kv, q = wide[:, :, :128], torch.randn(1, 20, 64, device=device).bfloat16()
+    assert torch.equal(ops.sra_attention(q, kv, 1, 0.125), kv[:, :, 64:].expand_as(q))
 
 
 @pytest.mark.parametrize(
@@ -291,6 +332,15 @@ def test_large_scores(name, case, device):
     x, kv, *rest = drawn(case, device)
     kv[..., :64] *= 60
     check(name, [x, kv, *rest], device)
+
+
+@pytest.mark.parametrize("kv_len", [49, 200, 1000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_huge_scores(dtype, kv_len, device):
+    q, keys = on(device, cases.huge_scores(2, 30, 64, kv_len, dtype))
+    values = torch.randn_like(keys)
+    out = ops.sra_attention(q, torch.cat([keys, values], dim=-1), 1, 0.125)
+    assert torch.equal(out, values[:, :1].expand_as(q))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 1e-35])

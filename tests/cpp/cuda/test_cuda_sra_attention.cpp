@@ -75,4 +75,9 @@ TEST_CASE("sra_attention: one key takes nearly all") {
   check_sra_attention<SraAttentionConfig<BFloat16, 64, 4>>({1, 16, 1, 200, 1, 20});
 }
 
+TEST_CASE("sra_attention: scores too large for a rounded product of score and scale") {
+  check_sra_attention<SraAttentionConfig<BFloat16, 64, 4>>({1, 16, 1, 200, 1, 1e12});
+  check_sra_attention<SraAttentionConfig<Half, 32, 4>>({1, 16, 1, 49, 1, 1e12});
+}
+
 }  // namespace pvt::cuda
