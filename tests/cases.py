@@ -40,9 +40,9 @@ def huge_scores(B: int, N: int, C: int, kv_len: int, dtype: torch.dtype) -> tupl
     """Queries and keys [B, N, C], [B, kv_len, C] for one head: the first key's scores are the
     greatest, the last one's the least, and the others clearly between them."""
     size = min(133120.0, torch.finfo(dtype).max / 2)
-    q = torch.full((B, N, C), size, dtype=dtype)
+    q = (size * (1 + torch.rand(B, N, 1)) / 2).expand(B, N, C).to(dtype).contiguous()
     factors = torch.linspace(0.9, 0.1, kv_len)
-    factors[0], factors[-1] = 1, 0
+    factors[0], factors[-1] = 1, 0.05
     return q, (size * factors)[None, :, None].expand(B, kv_len, C).to(dtype).contiguous()
 
 

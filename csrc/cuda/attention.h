@@ -17,11 +17,6 @@ inline float log2_scale(double scale) {
   return static_cast<float>(scale * kLog2E);
 }
 
-// kv [B, kv_len, 2 C] as it lies, where it can be read 16 bytes at a time; else a copy.
-inline Tensor vector_rows(const Tensor& kv) {
-  return has_vector_rows(kv) ? kv : dense(kv);
-}
-
 // Of vector_rows(kv), which has to live as long.
 inline KeyValues key_values(const Tensor& kv) {
   // The stride of a single key may be anything, and keys beyond it are never read.

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "checks.h"
 #include "cuda/convolve_impl.h"
 #include "cuda/device_block.h"
 #include "cuda/share.h"
@@ -13,6 +14,21 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1) convolve_kernel(ConvolveArgs args) {
   DeviceBlock<Config::kWarps> block;
   convolve<Config>(block, args);
+}
+
+// The convolution of a spatial reduction, whose windows lie side by side; norm and weight are left
+// to set.   tokens: vector_rows() of x [B, H * W, C], which has to live as long
+inline ConvolveArgs reduction_args(const ReductionShape& s, const Tensor& tokens) {
+  ConvolveArgs args{};
+  args.x = tokens.const_data_ptr();
+  args.image_bytes = tokens.stride(0) * 2, args.column_bytes = tokens.stride(1) * 2;
+  args.row_bytes = s.W * args.column_bytes;
+  args.H = static_cast<int>(s.H), args.W = static_cast<int>(s.W);
+  args.kernel_size = args.stride = static_cast<int>(s.sr_ratio);
+  args.rows = s.B * s.kv_len();
+  args.out_H = static_cast<int>(s.out_H()), args.out_W = static_cast<int>(s.out_W());
+  args.C_out = static_cast<int>(s.C);
+  return args;
 }
 
 // Returns the sums, [args.splits, rows, C_out], and sets args.splits. kStrips: of 32 columns that a

@@ -26,6 +26,11 @@ inline Tensor dense(const Tensor& tensor) {
   return is_aligned(rows) ? rows : torch::stable::clone(rows);
 }
 
+// A tensor [B, N, C] as it lies, where its rows can be read 16 bytes at a time; else a copy.
+inline Tensor vector_rows(const Tensor& tensor) {
+  return has_vector_rows(tensor) ? tensor : dense(tensor);
+}
+
 // A parameter as contiguous float32.
 class Vector {
  public:

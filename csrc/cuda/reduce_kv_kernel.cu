@@ -72,19 +72,10 @@ Tensor reduce_kv_cuda(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_
     const Vector sr_b(sr_bias.value_or(kv_bias)), sr_norm_w(sr_norm_weight.value_or(norm_weight)),
         sr_norm_b(sr_norm_bias.value_or(norm_bias));
     const Weight kv(kv_weight), sr(sr_weight.value_or(kv_weight));
-    ConvolveArgs convolution{};
-    convolution.x = tokens.const_data_ptr();
-    convolution.image_bytes = s.H * s.W * s.C * 2;
-    convolution.row_bytes = s.W * s.C * 2, convolution.column_bytes = s.C * 2;
-    convolution.H = static_cast<int>(s.H), convolution.W = static_cast<int>(s.W);
-    convolution.kernel_size = convolution.stride = static_cast<int>(s.sr_ratio);
+    ConvolveArgs convolution = reduction_args(s, tokens);
     convolution.norm_weight = norm_w.data(), convolution.norm_bias = norm_b.data();
     convolution.eps = static_cast<float>(eps);
     convolution.weight = sr.data();
-    convolution.rows = s.B * s.kv_len();
-    convolution.out_H = static_cast<int>(s.out_H()),
-    convolution.out_W = static_cast<int>(s.out_W());
-    convolution.C_out = static_cast<int>(s.C);
     LinearArgs args{};
     args.x = tokens.const_data_ptr();
     args.rows = s.B * s.kv_len();

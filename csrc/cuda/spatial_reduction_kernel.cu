@@ -59,19 +59,10 @@ Tensor spatial_reduction_cuda(const Tensor& x, int64_t H, int64_t W, const Tenso
   const Device device("spatial_reduction", x);
   if (s.B > 0 && s.C <= kMaxChannels && s.H * s.W <= INT32_MAX && is_16_bit(x.scalar_type()) &&
       device.can_run_kernels()) {
-    const Tensor tokens = has_vector_rows(x) ? x : dense(x);
+    const Tensor tokens = vector_rows(x);
     const Vector conv_bias(bias), norm_w(norm_weight), norm_b(norm_bias);
     Tensor out = torch::stable::new_empty(x, {s.B, s.kv_len(), s.C});
-    ConvolveArgs convolution{};
-    convolution.x = tokens.const_data_ptr();
-    convolution.image_bytes = tokens.stride(0) * 2, convolution.column_bytes = tokens.stride(1) * 2;
-    convolution.row_bytes = s.W * convolution.column_bytes;
-    convolution.H = static_cast<int>(s.H), convolution.W = static_cast<int>(s.W);
-    convolution.kernel_size = convolution.stride = static_cast<int>(s.sr_ratio);
-    convolution.rows = s.B * s.kv_len();
-    convolution.out_H = static_cast<int>(s.out_H());
-    convolution.out_W = static_cast<int>(s.out_W());
-    convolution.C_out = static_cast<int>(s.C);
+    const ConvolveArgs convolution = reduction_args(s, tokens);
     PatchNormArgs args{};
     args.rows = convolution.rows, args.C = convolution.C_out;
     args.bias = conv_bias.data();
