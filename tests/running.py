@@ -7,8 +7,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
+
+CPU_LEVELS = ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
 
 
 def same_bits_for_any_number_of_threads(call: Callable[[], Tensor]) -> bool:
@@ -53,3 +56,17 @@ def in_a_process(module: str, code: str, **env: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def cpu_runs(level: str) -> bool:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flag = {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl "}
+    return flag.get(level, level) in flags
+
+
+def at_cpu_level(level: str, module: str, code: str) -> None:
+    """``<module>.<code>`` with the kernels of ``level``; it prints the level in use first."""
+    if not cpu_runs(level):
+        pytest.skip(f"NOT TESTED: operators at {level}, which this processor lacks")
+    out = in_a_process(module, code, PVT_CPU_LEVEL=level)
+    assert out.split()[0] == level

@@ -9,7 +9,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from running import in_a_process, in_eight_threads, same_bits_for_any_number_of_threads
+from running import (
+    CPU_LEVELS,
+    at_cpu_level,
+    in_a_process,
+    in_eight_threads,
+    same_bits_for_any_number_of_threads,
+)
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -181,19 +187,22 @@ def test_float32_vectors_beside_bfloat16_tokens(name, case):
     check(name, inputs)
 
 
-@pytest.mark.parametrize("tokens", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [torch.float32, None], ids=["float32 tokens", "tokens alike"])
 @pytest.mark.parametrize(("name", "case"), SMALL, ids=str)
-def test_weights_of_another_grouping_are_accepted(name, case, tokens):
-    """What `.to(torch.bfloat16)` of a float32 file leaves: correct, if not fast."""
+def test_weights_of_another_grouping_are_accepted(name, case, tokens, weights):
+    """What `.to(torch.bfloat16)` or `.half()` of a float32 file leaves: correct, if not fast."""
 
-    def cast(inputs, dtype):
+    def cast(inputs):
+        is_packed = [isinstance(x, Tensor) and x.shape[2:] == (16, 1) for x in inputs]
         return [
-            x.to(dtype) if isinstance(x, Tensor) and x.shape[2:] != (16, 1) else x for x in inputs
+            x if packed or tokens is None or not isinstance(x, Tensor) else x.to(tokens)
+            for x, packed in zip(inputs, is_packed, strict=True)
         ]
 
-    inputs = [x.bfloat16() if isinstance(x, Tensor) else x for x in case.inputs()]
+    inputs = [x.to(weights) if isinstance(x, Tensor) else x for x in case.inputs()]
     cases.assert_as_exact(
-        lambda *inputs: run(name, cast(inputs, tokens)).bfloat16(),
+        lambda *inputs: run(name, cast(inputs)).to(weights),
         getattr(reference, name.rstrip("_")),
         inputs,
     )
@@ -312,9 +321,9 @@ def test_memory_is_flat():
     in_a_process("test_block_ops", "check_memory_is_flat()")
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+@pytest.mark.parametrize("level", CPU_LEVELS)
 def test_every_cpu_level(level):
-    in_a_process("test_block_ops", "check_all_cases()", PVT_CPU_LEVEL=level)
+    at_cpu_level(level, "test_block_ops", "check_all_cases()")
 
 
 def with_changes(name, case, names, **changes):

@@ -5,8 +5,8 @@ import pytest
 import shapes
 import torch
 from hypothesis import given, settings
-from running import in_a_process, same_bits_for_any_number_of_threads
-from test_ops import ALL, SMALL, SOME, cpu_runs, label
+from running import CPU_LEVELS, at_cpu_level, same_bits_for_any_number_of_threads
+from test_ops import ALL, SMALL, SOME, label
 from torch import Tensor
 
 import pvt_ext
@@ -143,10 +143,9 @@ def test_same_bits_for_any_number_of_threads(op, formula, case):
     )
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+@pytest.mark.parametrize("level", CPU_LEVELS)
 def test_every_cpu_level(level):
-    out = in_a_process("test_gradients", "check_all_cases()", PVT_CPU_LEVEL=level)
-    assert out.split()[0] == level or not cpu_runs(level)
+    at_cpu_level(level, "test_gradients", "check_all_cases()")
 
 
 def check_all_cases() -> None:

@@ -7,7 +7,13 @@ import pytest
 import shapes
 import torch
 from hypothesis import given, settings
-from running import in_a_process, same_bits_for_any_number_of_threads
+from running import (
+    CPU_LEVELS,
+    at_cpu_level,
+    cpu_runs,
+    in_a_process,
+    same_bits_for_any_number_of_threads,
+)
 from torch import Tensor
 
 from pvt_ext import ops, reference
@@ -230,11 +236,9 @@ def test_inputs_are_not_changed():
             assert torch.equal(x, copy) if isinstance(x, Tensor) else x == copy
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
+@pytest.mark.parametrize("level", CPU_LEVELS)
 def test_every_cpu_level(level):
-    """Each instruction set in a process of its own; without it, the processor's best is used."""
-    out = in_a_process("test_ops", "check_all_cases()", PVT_CPU_LEVEL=level)
-    assert out.split()[0] == level or not cpu_runs(level)
+    at_cpu_level(level, "test_ops", "check_all_cases()")
 
 
 def test_the_fastest_level_is_chosen():
@@ -251,12 +255,6 @@ def print_cpu_level() -> None:
     import pvt_ext
 
     print(pvt_ext.cpu_level())
-
-
-def cpu_runs(level: str) -> bool:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flag = {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl "}
-    return flag.get(level, level) in flags
 
 
 def check_all_cases() -> None:

@@ -32,6 +32,20 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
+// Inputs side by side in the panels that the kernels on packed weights read; 0: they read none.
+inline int64_t packed_group(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return 1;
+    case ScalarType::BFloat16:
+      return 2;
+    case ScalarType::Byte:
+      return 4;
+    default:
+      return 0;
+  }
+}
+
 // Whether the kernels on packed weights take these: float32 tokens, and weights of one dtype in
 // panels that are laid out for it.
 inline bool have_packed_kernel(const Tensor& x, std::initializer_list<Tensor> packed_weights) {
@@ -39,7 +53,7 @@ inline bool have_packed_kernel(const Tensor& x, std::initializer_list<Tensor> pa
     return false;
   }
   const ScalarType dtype = packed_weights.begin()->scalar_type();
-  const int64_t group = dtype == ScalarType::BFloat16 ? 2 : dtype == ScalarType::Byte ? 4 : 1;
+  const int64_t group = packed_group(dtype);
   for (const Tensor& weight : packed_weights) {
     if (weight.scalar_type() != dtype || weight.size(3) != group) {
       return false;
@@ -56,8 +70,10 @@ void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
       return run(float{});
     case ScalarType::BFloat16:
       return run(BFloat16{});
-    default:
+    case ScalarType::Byte:
       return run(int8_t{});
+    default:
+      check(false, "no kernel on packed weights for ", dtype_name(dtype));
   }
 }
 

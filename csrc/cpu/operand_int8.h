@@ -43,7 +43,7 @@ struct Operand<int8_t> {
   using Integer = int32_t;
   static Vec right_part(Vec unit, int step) { return (Vec)(((IntVec)unit >> 8 * step) & 255); }
   static void multiply_add(Vec left, Vec right, IntVec& sum) {
-    sum += (IntVec)left * (IntVec)right;
+    sum = (IntVec)((UintVec)sum + (UintVec)left * (UintVec)right);
   }
 #endif
   static constexpr int kSteps = sizeof(Integer);
@@ -93,7 +93,8 @@ struct Operand<int8_t> {
       sums += (UintVec)rounded;
     }
     const uint32_t excess = static_cast<uint32_t>(round_up(count, kLanes)) * kRoundBits;
-    const int32_t offset = -128 * static_cast<int32_t>(reduce_add(sums) - excess);
+    // Without a sign, as all sums of integers here: those of a row with a NaN may overflow.
+    const uint32_t offset = 0u - 128u * (reduce_add(sums) - excess);
     units[0] = limit / 127.f;
     __builtin_memcpy(units + 1, &offset, sizeof offset);
   }

@@ -212,6 +212,26 @@ void check_mlp() {
   }
 }
 
+// A token with a NaN or an infinity becomes NaN, and no other changes by a bit.
+template <class scalar_t, class Level>
+void check_bad_token() {
+  constexpr int64_t kRows = 13, kBad = 5;
+  const Mlp<scalar_t> mlp(64, 300);
+  const auto x = random_values<float>(kRows * mlp.C, 1);
+  auto expected = x;
+  Level::template mlp_by_rows<scalar_t>(mlp.args(), expected, kRows);
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(),
+                    -std::numeric_limits<float>::quiet_NaN(),
+                    std::numeric_limits<float>::infinity()}) {
+    auto out = x;
+    out[kBad * mlp.C + 3] = bad;
+    Level::template mlp_by_rows<scalar_t>(mlp.args(), out, kRows);
+    for (int64_t i = 0; i < kRows * mlp.C; ++i) {
+      REQUIRE((i / mlp.C == kBad ? std::isnan(out[i]) : out[i] == expected[i]));
+    }
+  }
+}
+
 // A 3 x 3 depthwise convolution of tokens on a grid, zeros around it.   taps: [3, 3, channels]
 Matrix depthwise(const Matrix& x, int64_t H, int64_t W, const std::vector<float>& taps,
                  const std::vector<float>& bias) {
@@ -424,6 +444,7 @@ void check_pooling() {
 template <class scalar_t, class Level>
 void check_dtype() {
   check_mlp<scalar_t, Level>();
+  check_bad_token<scalar_t, Level>();
   check_conv_mlp<scalar_t, Level>();
   check_attention<scalar_t, Level>();
   check_convolution<scalar_t, Level>(/*image=*/false);
