@@ -12,7 +12,7 @@ import mpmath as mp
 mp.mp.dps = 40
 
 INTERVALS, WIDTH, DEGREE = 32, mp.mpf("0.25"), 4
-LIMIT = mp.mpf("5.6")  # beyond it g is 1/2 to 28 bits
+LIMIT = mp.mpf("5.6")  # from there on g is 1/2 to 26 bits
 COARSE_LIMIT = mp.mpf("4.1")  # beyond it g is taken for 1/2
 HEAD = """\
 // Polynomials for GELU (gelu.h) and 2^x (vec.h), by tools/fit_polynomials.py: change that.
@@ -94,6 +94,35 @@ def rational(degree: int = 5) -> tuple[list[mp.mpf], list[mp.mpf]]:
     return best[1], best[2]
 
 
+def rounded_limit(p: list[mp.mpf], q: list[mp.mpf]) -> mp.mpf:
+    """The first float32 from LIMIT on where a P(a^2) / Q(a^2) in float32 is exactly 1/2.
+
+    With fused multiply-add and without: what is beyond needs no case of its own.
+    """
+
+    def rounded(value: mp.mpf) -> mp.mpf:
+        with mp.workprec(24):
+            return +value
+
+    def horner(coefficients: list[mp.mpf], t: mp.mpf, fused: bool) -> mp.mpf:
+        total = coefficients[-1]
+        for c in coefficients[-2::-1]:
+            total = rounded((total * t if fused else rounded(total * t)) + c)
+        return total
+
+    p, q = ([rounded(mp.mpf(mp.nstr(c, 9))) for c in f] for f in (p, q))  # as array() prints them
+    limit = rounded(LIMIT)
+    while True:
+        t = rounded(limit * limit)
+        values = [
+            rounded(rounded(limit * horner(p, t, fused)) / horner(q, t, fused))
+            for fused in (False, True)
+        ]
+        if values == [0.5, 0.5]:
+            return limit
+        limit += mp.mpf(2) ** -21  # the distance of float32 in [4, 8)
+
+
 def coarse_polynomial(degree: int = 7) -> list[mp.mpf]:
     """Q with g(a) close to 1/2 - (c - a) Q(a) on [0, c], c = COARSE_LIMIT; weighted as rational().
 
@@ -157,8 +186,10 @@ def main() -> None:
         print("    {\n" + array([piece[d] for piece in table], " " * 8) + "},")
     print("};\n")
     p, q = rational()
-    print(f"// g(a) = a P(a^2) / Q(a^2) for 0 <= a <= {mp.nstr(LIMIT, 2)}, lowest power first")
-    print(f"constexpr float kGeluLimit = {mp.nstr(LIMIT, 2)}f;")
+    limit = mp.nstr(rounded_limit(p, q), 9)
+    print("// g(a) = a P(a^2) / Q(a^2) for 0 <= a <= kGeluLimit, where it is 1/2 to the last bit;")
+    print("// lowest power first")
+    print(f"constexpr float kGeluLimit = {limit}f;")
     for name, values in (("P", p), ("Q", q)):
         print(f"constexpr float kGelu{name}[{len(values)}] = {{\n" + array(values, "    ") + "};")
     limit = mp.nstr(COARSE_LIMIT, 2)

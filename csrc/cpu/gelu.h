@@ -60,14 +60,14 @@ inline Vec coarse_gelu(Vec x) {
 // g(a) for a >= 0
 inline Vec phi_above_half(Vec a) {
   const Vec limit = broadcast(kGeluLimit);
-  const Vec clamped = a < limit ? a : limit;
+  const Vec clamped = a < limit ? a : limit;  // the limit for NaN; one instruction
   const Vec t = clamped * clamped;
   Vec p = broadcast(kGeluP[5]), q = broadcast(kGeluQ[5]);
   for (int i = 4; i >= 0; --i) {
     p = fmadd(p, t, broadcast(kGeluP[i]));
     q = fmadd(q, t, broadcast(kGeluQ[i]));
   }
-  return a < limit ? clamped * p / q : broadcast(0.5f);
+  return clamped * p / q;
 }
 
 inline Vec coarse_gelu(Vec x) {

@@ -141,8 +141,9 @@ alignas(64) constexpr float kPhiPieces[3][32] = {
      0.0695285005f,   0.0246678928f},
 };
 
-// g(a) = a P(a^2) / Q(a^2) for 0 <= a <= 5.6, lowest power first
-constexpr float kGeluLimit = 5.6f;
+// g(a) = a P(a^2) / Q(a^2) for 0 <= a <= kGeluLimit, where it is 1/2 to the last bit;
+// lowest power first
+constexpr float kGeluLimit = 5.60001802f;
 constexpr float kGeluP[6] = {0.398941903f,    0.0358442384f,  0.00480521877f,
                              0.000190119201f, 6.58973163e-6f, 2.17096467e-8f};
 constexpr float kGeluQ[6] = {1.0f,           0.256510943f,   0.0298022082f,
