@@ -2,6 +2,7 @@
 # make test   everything that can fail: Python tests, C++ tests, parity of the two
 # make lint   formatting, types
 # make bench  the operators beside PyTorch's own
+# make aarch64-test  the operators compiled for 64-bit ARM, their kernels' tests in an emulator
 # make gpu-test, gpu-bench  the CUDA kernels on a GPU, in a Python with a CUDA build of torch
 # Each can be repeated; what is up to date is not built again. `make clean` starts over.
 
@@ -21,7 +22,7 @@ CIFAR10_PHOTOS := $(addprefix $(PHOTOS)/, airplane.jpg cat.jpg horse.jpg)
 PARALLEL := -n 2 --dist loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu-test gpu-bench cpp clean FORCE
+.PHONY: demo test lint bench aarch64-test gpu-test gpu-bench cpp clean FORCE
 
 # Answers by $(MODEL) with its published weights or, where these could not be had, by pvt_nano, whose
 # weights are in the package; it knows the ten classes of CIFAR-10, so it sees photos of these.
@@ -46,21 +47,25 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ops
 
+aarch64-test: $(VENV)/torch
+	tools/aarch64_test.sh $(BIN)/python
+
 # ---- on a machine with a GPU ----
 
 # A Python with a CUDA build of torch (2.10 or newer) and pytest; nothing is installed but this package.
 GPU_PYTHON ?= python3
 
-# What gpu-bench writes: GPU_RESULT.json, .svg and .png.
+# What gpu-bench writes, GPU_RESULT.json, .svg and .png, and the minutes it may take, builds included.
 GPU_RESULT ?= benchmarks/results/gpu
+GPU_MINUTES ?= 9
 
 gpu-test:
 	tools/gpu_build.sh "$(GPU_PYTHON)"
 	tools/gpu_test.sh "$(GPU_PYTHON)"
 
 gpu-bench:
-	tools/gpu_build.sh "$(GPU_PYTHON)"
-	$(GPU_PYTHON) -m benchmarks.gpu --json $(GPU_RESULT).json --plot $(GPU_RESULT)
+	end=$$(($$(date +%s) + 60 * $(GPU_MINUTES))); tools/gpu_build.sh "$(GPU_PYTHON)" && \
+	$(GPU_PYTHON) -m benchmarks.gpu --minutes $$((($$end - $$(date +%s)) / 60)) --json $(GPU_RESULT).json --plot $(GPU_RESULT)
 
 # ---- Python environment ----
 

@@ -177,6 +177,7 @@ def test_gpu_benchmark_tries_itself_on_a_cpu(tmp_path, capsys):
     gpu.main(["pvt_nano", *options.split(), "--json", str(path), "--plot", str(tmp_path / "gpu")])
     out = capsys.readouterr().out
     assert "max-autotune    !! not measured: no time left to compile" in out
+    assert "batch 2: NOT COMPILED, no time left" in out
     assert "ours, graph     !! not available: graphs are CUDA's" in out
     data = json.loads(path.read_text())
     (measured,) = data["rows"]

@@ -6,6 +6,8 @@
 
 #include <array>
 
+#include "shim.h"
+
 namespace pvt {
 
 // aten::<name>.<overload>(args...) -> Tensor. The argument types must be exactly the schema's

@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "checks.h"
+#include "shim.h"
 
 namespace pvt::cuda {
 

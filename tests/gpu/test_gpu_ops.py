@@ -8,6 +8,7 @@ import torch
 from cuda_graph import captured
 from gpu import skip_without_gpu
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pvt_ext import block_ops, build_info, ops, reference
 
@@ -160,8 +161,8 @@ def kernels_of(name, inputs):
     return [event.key for event in profile.key_averages()]
 
 
-def check(name, inputs, device):
-    """The error is at most one and a half times that of the formula in the same dtype."""
+def check(name, inputs, device, factor=1.5):
+    """The error is at most ``factor`` times that of the formula in the same dtype."""
     formula = getattr(reference, name.rstrip("_"))
     poison_free_memory(device)
     ours = run(name, inputs)
@@ -171,7 +172,7 @@ def check(name, inputs, device):
     assert ours.dtype == torchs.dtype
     error, torch_error = (cases.rms(x.double() - truth) for x in (ours, torchs))
     eps = torch.finfo(ours.dtype).eps
-    assert error <= 1.5 * torch_error + eps / 4 * cases.rms(truth), (error, torch_error)
+    assert error <= factor * torch_error + eps / 4 * cases.rms(truth), (error, torch_error)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -194,8 +195,8 @@ def test_many_rows(name, case, dtype, gpu):
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)
 def test_float32(name, case, device):
-    """Through ATen. (float32 products on a GPU are exact as long as TF32 is off, as by default.)"""
-    check(name, drawn(case, device, torch.float32), device)
+    """Through ATen, whose attention has its own float32: of three products in TF32 each."""
+    check(name, drawn(case, device, torch.float32), device, factor=4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -339,7 +340,9 @@ def test_large_scores(name, case, device):
 def test_huge_scores(dtype, kv_len, device):
     q, keys = on(device, cases.huge_scores(2, 30, 64, kv_len, dtype))
     values = torch.randn_like(keys)
-    out = ops.sra_attention(q, torch.cat([keys, values], dim=-1), 1, 0.125)
+    # 1000 keys are PyTorch's to attend to, and cuDNN's softmax scales scores in a multiply-add.
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        out = ops.sra_attention(q, torch.cat([keys, values], dim=-1), 1, 0.125)
     assert torch.equal(out, values[:, :1].expand_as(q))
 
 

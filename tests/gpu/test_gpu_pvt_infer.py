@@ -1,4 +1,4 @@
-"""The C++ program on a GPU: $PVT_INFER, or what tools/gpu_build.sh built."""
+"""The C++ program on a GPU: $PVT_INFER, or what tools/gpu_test.sh built."""
 
 import os
 
@@ -20,7 +20,7 @@ def infer(tmp_path_factory):
     built = sorted(ROOT.glob(f"build/{folder}/bin/pvt_infer"))
     program = os.environ.get("PVT_INFER") or (built[0] if built else None)
     if program is None:
-        pytest.skip("NOT TESTED: pvt_infer is not built (tools/gpu_build.sh)")
+        pytest.skip("NOT TESTED: pvt_infer is not built (tools/gpu_test.sh)")
     path = tmp_path_factory.mktemp("model") / "pvt_mini.pt"
     export_torchscript(mini(num_classes=10), path, dtype="bf16", weights_source="random")
     return Infer(program, path)
