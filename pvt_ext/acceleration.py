@@ -24,7 +24,6 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pvt_ext.foreign_blocks import (
-    HOOKS,
     LOOKED_FOR,
     Call,
     UnlikeOurs,
@@ -34,6 +33,7 @@ from pvt_ext.foreign_blocks import (
     try_out,
 )
 from pvt_ext.inference import PackedBlock
+from pvt_ext.nn import HOOKS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvt_ext.inference import PackedBlock
-from pvt_ext.nn import POOL_SIZE, Block, Mlp
+from pvt_ext.nn import HOOKS, POOL_SIZE, Block, Mlp
 
 # Where a layer may be: the authors, NVIDIA's SegFormer and timm; then transformers, by its age.
 _NORM1 = ("norm1", "layer_norm_1", "layernorm_before")
@@ -48,7 +48,6 @@ _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
         *("padding", "dilation", "groups", "padding_mode"),
     ),
 }
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -109,7 +108,6 @@ def as_block(theirs: nn.Module) -> Block:
     if sr is not None:
         _take(ours, "attn.sr", theirs, *_inside(*_REDUCTION))
         _take(ours, "attn.norm", theirs, *_inside(*_REDUCTION_NORM))
-        ours.attn.norm_eps = _layer(theirs, nn.LayerNorm, *_inside(*_REDUCTION_NORM)).eps
     scale = _get(theirs, *_inside("scale", "scaling"))
     ours.attn.scale = float(ours.attn.scale if scale is None else scale)
     _take(ours, "norm2", theirs, *_NORM2)

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pvt_ext.backbone import Pyramid
-from pvt_ext.nn import Attention, Block, Mlp, PatchEmbed
+from pvt_ext.nn import Attention, Block, DropPath, Mlp, PatchEmbed, has_hooks
 from pvt_ext.packing import pack_convolution, pack_weight
 from pvt_ext.stage import Stage
 
@@ -101,7 +102,7 @@ class PackedAttention(_Packed):
         self.num_heads = attn.num_heads
         self.scale = attn.scale
         self.sr_ratio = attn.sr_ratio
-        self.sr_eps = attn.norm_eps
+        self.sr_eps = attn.norm_eps if attn.norm is None else attn.norm.eps
         self.hold_layer("sr", attn.sr, dtype)
         self.hold_norm("sr_norm", attn.norm)
 
@@ -239,6 +240,30 @@ class PackedBlock(nn.Module):
 
 Model = TypeVar("Model", bound=Pyramid)
 
+# What a packed model knows how to stand for.
+_KNOWN = (
+    *(PatchEmbed, Block, Attention, Mlp, nn.ModuleList, DropPath, nn.Dropout, nn.Identity),
+    *(nn.Linear, nn.Conv2d, nn.LayerNorm),
+)
+
+
+def _check_all_known(stage: Stage, number: int) -> None:
+    """Whether the weights of its layers say all that they do."""
+    for name, module in stage.named_modules(prefix=f"model.stages.{number}"):
+        if module is stage or module is stage.norm or ".parametrizations" in name:
+            continue
+        kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+        if kind not in _KNOWN:
+            raise ValueError(
+                f"{name}: expected PyTorch's or this library's own layer, of which a packed model "
+                f"keeps the weights, got {kind.__name__}; merge an adapter into the weights first"
+            )
+        if has_hooks(module):
+            raise ValueError(
+                f"{name}: expected no hooks, which a packed model does not call; remove them first "
+                "(of pruned layers by torch.nn.utils.prune.remove)"
+            )
+
 
 def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A copy of ``model`` for inference, in evaluation mode and without gradients.
@@ -258,8 +283,11 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         its weights are buffers; ``forward`` and ``features`` take and give float32.
 
     Raises:
-        ValueError: another dtype, or a model that is packed already.
+        ValueError: another dtype, a model that is packed already, or one with layers that do more
+            than their weights say: an adapter in the place of a layer, or hooks.
     """
+    if not isinstance(model, Pyramid):
+        raise ValueError(f"model: expected a PVT or a Backbone, got {type(model).__name__}")
     if any(isinstance(module, PackedPatchEmbed) for module in model.modules()):
         raise ValueError("model: expected one that is not packed yet")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
@@ -267,6 +295,9 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
             "dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.int8, "
             f"got {dtype}"
         )
+    for number, stage in enumerate(model.stages):
+        assert isinstance(stage, Stage)
+        _check_all_known(stage, number)
     embed_dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     packed = deepcopy(model).float().eval()
     packed.float_output = True

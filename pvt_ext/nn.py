@@ -58,18 +58,24 @@ def check_probability(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value!r}")
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def is_plain(*modules: nn.Module) -> bool:
     """Whether an operator may stand for ``modules`` by their parameters: PyTorch's own layers, with
     biases, without hooks. Not so an adapter (LoRA), a parametrisation or a layer that is watched.
     """
     return all(
-        type(module) in (nn.Linear, nn.Conv2d)
+        type(module) in (nn.Linear, nn.Conv2d, nn.LayerNorm)
         and module.bias is not None
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
+        and not has_hooks(module)
         for module in modules
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called beside ``module`` itself; so are pruning and the older norms."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def as_map(x: Tensor, H: int, W: int) -> Tensor:
@@ -278,15 +284,23 @@ class Attention(nn.Module):
                 f"Attention: expected a token grid of at least {self.sr_ratio} x {self.sr_ratio} "
                 f"(sr_ratio), got {H} x {W}"
             )
+        fused = self.fused
+        eps = self.norm_eps
+        if not is_scripting():
+            fused = fused and is_plain(sr, norm)
+            eps = norm.eps
         bias = sr.bias
-        assert bias is not None
-        if self.fused:
+        if fused and bias is not None:
             return torch.ops.pvt.spatial_reduction(
-                x, H, W, sr.weight, bias, norm.weight, norm.bias, self.sr_ratio, self.norm_eps
+                x, H, W, sr.weight, bias, norm.weight, norm.bias, self.sr_ratio, eps
             )
-        return reference.spatial_reduction(
-            x, H, W, sr.weight, bias, norm.weight, norm.bias, self.sr_ratio, self.norm_eps
-        )
+        return norm(as_tokens(sr(as_map(x, H, W))))
+
+    def __prepare_scriptable__(self) -> "Attention":
+        """What torch.jit.script takes this module for: itself, with the norm's number of today."""
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm_eps = self.norm.eps
+        return self
 
 
 class Mlp(nn.Module):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
 from running import in_eight_threads, same_bits_for_any_number_of_threads
+from torch.nn.utils import prune
 
 from pvt_ext.export import export_torchscript
 from pvt_ext.inference import PackedPatchEmbed, pack
@@ -175,6 +176,51 @@ def test_batch_and_threads_do_not_change_a_bit():
     assert same_bits_for_any_number_of_threads(lambda: packed.forward_features(x))
     single = torch.cat([packed.forward_features(x[i : i + 1]) for i in range(5)])
     assert torch.equal(packed.forward_features(x), single)
+
+
+class Adapted(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def hooked(module):
+    module.register_forward_hook(lambda *_: None)
+
+
+def pruned(module):
+    prune.l1_unstructured(module, "weight", 0.5)
+
+
+def adapted(module):
+    module.__class__ = Adapted
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "expected"),
+    [
+        (hooked, "stages.1.blocks.0", "no hooks"),
+        (hooked, "stages.0.patch_embed", "no hooks"),
+        (hooked, "stages.0.blocks.0.attn.sr", "no hooks"),
+        (pruned, "stages.0.blocks.0.mlp.fc1", "no hooks.*prune.remove"),
+        (adapted, "stages.0.blocks.0.attn.q", "got Adapted; merge"),
+    ],
+)
+def test_layers_that_do_more_than_their_weights_say(change, name, expected):
+    """A packed model has weights alone: it says so instead of answering differently."""
+    model = mini()
+    change(model.get_submodule(name))
+    with pytest.raises(ValueError, match=f"model.{name}: expected.*{expected}"):
+        pack(model)
+
+
+def test_what_is_in_the_weights_already_is_packed():
+    model, x = mini(), torch.randn(1, 3, 64, 64)
+    torch.nn.utils.parametrizations.weight_norm(model.stages[0].blocks[0].mlp.fc1)
+    pruned(model.stages[1].blocks[0].attn.q)
+    prune.remove(model.stages[1].blocks[0].attn.q, "weight")
+    hooked(model.head)
+    with torch.inference_mode():
+        assert relative_error(pack(model)(x), model(x)) < 2e-6
 
 
 @settings(max_examples=30, deadline=None)

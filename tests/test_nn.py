@@ -23,7 +23,7 @@ def reduced_by_hand(attention: Attention, x: Tensor, H: int, W: int) -> Tensor:
     ]
     tokens = torch.stack(cells, dim=1) + attention.sr.bias
     centred = tokens - tokens.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    normed = centred / (centred.square().mean(-1, keepdim=True) + attention.norm.eps).sqrt()
     return normed * attention.norm.weight + attention.norm.bias
 
 
@@ -287,6 +287,39 @@ def test_scripted_patch_embed_returns_its_grid() -> None:
     tokens, grid = torch.jit.script(embed)(x)
     assert grid == (8, 10)
     assert torch.equal(tokens, embed(x)[0])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_reduction_whose_layers_are_replaced_or_watched_runs_them(fused):
+    class Adapted(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + self.weight.sum()
+
+    attention, x = Attention(8, 2, sr_ratio=2, fused=fused), torch.randn(2, 24, 8)
+    before = attention(x, 4, 6)
+    seen = []
+    for layer in (attention.sr, attention.norm):
+        handle = layer.register_forward_hook(lambda module, *_: seen.append(module))
+        torch.testing.assert_close(attention(x, 4, 6), before)
+        handle.remove()
+    assert seen == [attention.sr, attention.norm]
+    adapted = Adapted(8, 8, 2, 2)
+    adapted.load_state_dict(attention.sr.state_dict())
+    attention.sr = adapted
+    after = attention(x, 4, 6)
+    adapted.bias.data += adapted.weight.sum()
+    adapted.__class__ = torch.nn.Conv2d
+    torch.testing.assert_close(attention(x, 4, 6), after)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_reduction_has_the_eps_of_its_norm(fused):
+    """Files of other libraries have another than the published code."""
+    attention, x = make_attention(8, 2, 2, fused=fused), torch.randn(2, 24, 8)
+    attention.norm.eps = 0.1
+    expected, _ = attended_by_torch(attention, x, 4, 6)
+    torch.testing.assert_close(attention(x, 4, 6), expected)
+    torch.testing.assert_close(torch.jit.script(attention)(x, 4, 6), expected)
 
 
 @pytest.mark.parametrize("dwconv", [False, True])
