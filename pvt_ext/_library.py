@@ -50,6 +50,12 @@ def load() -> ModuleType:
     """Load the operator library and return the module ``pvt_ext._C``."""
     check_torch_version(torch.__version__)
     if not LIBRARY.is_file():
+        if (LIBRARY.parents[2] / "csrc").is_dir():
+            raise ImportError(
+                f"{LIBRARY.parents[1]} is the source of pvt_ext, where it is not built; run: "
+                f"pip install --editable {LIBRARY.parents[2]} (or start Python in another folder, "
+                "if pvt_ext is installed)"
+            )
         raise ImportError(f"{_built_with()}: {LIBRARY} is missing; run: {REBUILD}")
     try:
         torch.ops.load_library(LIBRARY)

@@ -307,7 +307,7 @@ class Backbone(Pyramid):
             return self._chosen(x)
         self._check_image(x)
         if not is_scripting():
-            sizes = [to_pair("sizes", size) for size in sizes]
+            sizes = [self._check_pair(size) for size in sizes]
             self._check_keeps_no_maps()
         self._check_sizes(x, sizes)
         out: list[Tensor] = []
@@ -353,6 +353,13 @@ class Backbone(Pyramid):
         blocks = (block for stage in self.stages for block in stage.blocks)
         if any(isinstance(block, Block) and block.attn.keep_attn_map for block in blocks):
             raise ValueError("sizes: expected None while attention maps are kept (set_attn_maps)")
+
+    @torch.jit.unused
+    def _check_pair(self, size: tuple[int, int]) -> tuple[int, int]:
+        # Not one number for both sides: two images given one size would have one side each.
+        if not isinstance(size, tuple | list):
+            raise ValueError(f"sizes: expected (height, width) for every image, got {size!r}")
+        return to_pair("sizes", size)
 
     def _check_sizes(self, x: Tensor, sizes: list[tuple[int, int]]) -> None:
         if len(sizes) != x.shape[0]:

@@ -239,7 +239,11 @@ def export(
     if output == Path("-"):
         raise typer.BadParameter("-o: expected the name of a file, got - (stdout)")
     formats = {".pt": "torchscript", ".pt2": "pt2", ".onnx": "onnx"}
-    form = format or formats.get(output.suffix if output else ".pt", "torchscript")
+    form = format or formats.get(output.suffix if output else ".pt")
+    if form is None:
+        raise typer.BadParameter(
+            f"-o: expected the suffix {', '.join(formats)} or --format, got {output}"
+        )
     if form == "onnx" and dtype != "fp32":
         raise typer.BadParameter(f"--dtype: expected fp32 for an ONNX file, got {dtype}")
     path = output or Path(name + {form: suffix for suffix, form in formats.items()}[form])
@@ -311,6 +315,11 @@ def predict(
             with torch.inference_mode():
                 x = network.preprocess(image)
                 y = network(x.unsqueeze(0))[0]
+            if y.shape != (metadata["num_classes"],):
+                raise ValueError(
+                    f"{model}: expected {metadata['num_classes']} scores per image (num_classes), "
+                    f"got {list(y.shape)}"
+                )
             keep_logits(y)
             keep_input(x)
             answer = {"image": str(path), "topk": _top_classes(y, topk, metadata.get("labels"))}

@@ -179,6 +179,8 @@ def create_backbone(
 
 def find_specs(caller: str, name: str) -> tuple[StageSpec, ...]:
     """The stages of a published model; an unknown name ends in an error that suggests others."""
+    if not isinstance(name, str):
+        raise ValueError(f"{caller}: expected the name of a model, got {name!r}")
     if name not in VARIANTS:
         close = difflib.get_close_matches(name, VARIANTS, cutoff=0.65) or list_models()
         raise ValueError(f"{caller}: unknown name {name!r}; did you mean {', '.join(close)}?")

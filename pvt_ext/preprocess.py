@@ -100,6 +100,8 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         ValueError: the file is missing, empty, damaged or no image.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path: expected that of an image file, got {path!r}")
     try:
         with Image.open(path) as image:
             rgb = image.convert("RGB")

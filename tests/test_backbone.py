@@ -189,9 +189,15 @@ def test_wrong_sizes() -> None:
     for wrong, text in [((64, 97), "64 x 97"), ((65, 9), "65 x 9")]:
         with pytest.raises(ValueError, match=f"sizes: expected 1 x 1 to 64 x 96, got {text}"):
             model(batch, [*sizes[:3], wrong])
-    for odd in ((-10, 40), (64, 96, 3), "ab", None):
+    for odd in ((-10, 40), (64, 96, 3), (64, None)):
         with pytest.raises(ValueError, match="sizes: expected a positive int or"):
             model(batch, [*sizes[:3], odd])
+    for odd in (64, "ab", None):
+        expected = rf"sizes: expected \(height, width\) for every image, got {odd!r}"
+        with pytest.raises(ValueError, match=expected):
+            model(batch, [*sizes[:3], odd])
+    with pytest.raises(ValueError, match=r"sizes: expected \(height, width\) .*, got 64"):
+        model(batch[:2], (64, 96))  # one size, of both
     with pytest.raises(ValueError, match=r"sizes: expected 1 x 1 to 64 x 96, got -1 x 9"):
         model._check_sizes(batch, [*sizes[:3], (-1, 9)])  # as scripted code asks
     with pytest.raises(ValueError, match="expected an image of at least 32 x 32, got 16 x 64"):

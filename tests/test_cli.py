@@ -389,6 +389,24 @@ def test_predict_with_other_metadata(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert line.startswith(f"{path}: not an exported model, or damaged (pvt.json: expected ")
 
 
+def test_predict_with_labels_that_do_not_fit(
+    model_file: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(model_file) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("extra/pvt.json"):
+                metadata = json.loads(content)
+                classes = metadata["num_classes"]
+                metadata |= {"num_classes": 3, "labels": ["a"] * 3}
+                content = json.dumps(metadata).encode()
+            new.writestr(name, content)
+    code, line = failure(capsys, "predict", path, photos[0])
+    assert code == 1
+    assert line == f"{path}: expected 3 scores per image (num_classes), got [{classes}]"
+
+
 def test_export_refuses_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +474,16 @@ def test_without_the_extra() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == "pvt: typer is not installed; run: pip install typer rich\n"
+
+
+def test_export_of_an_unknown_suffix_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.onxx"
+    code, line = failure(capsys, "export", "pvt_tiny", "--weights", "random", "-o", path)
+    assert code == 2
+    assert "-o: expected the suffix .pt, .pt2, .onnx or --format, got" in line
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,18 @@ def test_cuda_kernels_that_do_not_load_are_left_out(tmp_path, monkeypatch):
     _library._load_cuda()  # a CPU build has no use for it
 
 
+def test_sources_that_are_not_built_are_named(tmp_path, monkeypatch):
+    """Python started in a checkout finds its sources before the package that is installed."""
+    (tmp_path / "csrc").mkdir()
+    monkeypatch.setattr(_library, "LIBRARY", tmp_path / "pvt_ext" / "lib" / "libpvt_ops.so")
+    expected = f"{tmp_path}/pvt_ext is the source of pvt_ext.*pip install --editable {tmp_path} "
+    with pytest.raises(ImportError, match=expected):
+        _library.load()
+    (tmp_path / "csrc").rmdir()
+    with pytest.raises(ImportError, match=r"libpvt_ops.so is missing; run: pip install"):
+        _library.load()
+
+
 def test_unknown_cpu_level_is_refused():
     done = run_python("import pvt_ext; pvt_ext.cpu_level()", PVT_CPU_LEVEL="avx9000")
     assert "PVT_CPU_LEVEL: expected one of baseline" in done.stderr

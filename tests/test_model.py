@@ -285,6 +285,8 @@ def test_initialisation() -> None:
     [
         ("pvt_smal", {}, "unknown name 'pvt_smal'; did you mean pvt_small"),
         ("resnet", {}, "unknown name 'resnet'; did you mean pvt_tiny, .*pvt_huge_v2"),
+        (3, {}, "create_model: expected the name of a model, got 3"),
+        (["pvt_tiny"], {}, r"create_model: expected the name of a model, got \['pvt_tiny'\]"),
         ("pvt_tiny", {"in_chans": 0}, "in_chans: expected at least 1, got 0"),
         ("pvt_tiny", {"num_classes": -5}, "num_classes: expected at least 0, got -5"),
         ("pvt_tiny", {"drop_path_rate": 1.0}, "drop_path_rate: expected .* got 1.0"),
