@@ -130,8 +130,9 @@ def measure(model: PVT, x: Tensor, dtype: str, duration: float, gbytes: float) -
 
 
 def show(label: str, result: dict[str, Any]) -> None:
-    total = result["milliseconds"]
-    print(f"\n{label}: {total:.2f} ms, peak {result['peak_gflops']:.0f} GFLOP/s")
+    total, gflops = result["milliseconds"], result["peak_gflops"]
+    peak = f"{gflops:.0f} GFLOP/s" if gflops else "unknown (no such instruction here)"
+    print(f"\n{label}: {total:.2f} ms, peak {peak}")
     print(
         f"{'operator':34} {'calls':>5} {'ms':>8} {'of all':>7} {'GFLOP/s':>8} {'GB/s':>6} of roof"
     )

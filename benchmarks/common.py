@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,21 @@ def processor() -> str:
     return platform.processor()
 
 
+def version() -> str:
+    """Of this library, with the commit where there is one: what a result was measured on."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return pvt_ext.__version__
+    return f"{pvt_ext.__version__} ({commit})"
+
+
 def machine() -> str:
     """One line for the head of every table."""
     return (
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"CPU level {pvt_ext.cpu_level()}, torch {torch.__version__}, pvt_ext {pvt_ext.__version__}"
+        f"CPU level {pvt_ext.cpu_level()}, torch {torch.__version__}, pvt_ext {version()}"
     )
 
 

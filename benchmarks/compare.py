@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import pvt_ext
-from benchmarks.common import processor
+from benchmarks.common import processor, version
 from benchmarks.fma_peak import CannotCompileError, FmaPeak
 from benchmarks.job import DTYPES, Job, save_images, save_weights
 from benchmarks.peers import PEERS
@@ -136,7 +136,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "cpu_level": pvt_ext.cpu_level(),
         "torch": torch.__version__,
-        "pvt_ext": pvt_ext.__version__,
+        "pvt_ext": version(),
         "date": datetime.date.today().isoformat(),
     }
     line = (

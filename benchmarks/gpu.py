@@ -25,6 +25,7 @@ from torch import Tensor
 
 import pvt_ext
 from benchmarks.blocks import Recorder
+from benchmarks.common import version
 from benchmarks.compare import image_size, progress
 from benchmarks.gpu_peers import PEERS, SLOW_TO_PREPARE, Run, Setup
 from benchmarks.job import NotAvailableError
@@ -237,7 +238,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "architectures": pvt_ext.build_info()["cuda_architectures"],
-        "pvt_ext": pvt_ext.__version__,
+        "pvt_ext": version(),
         "date": datetime.date.today().isoformat(),
     }
     return {"line": f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}", **facts}

@@ -56,8 +56,9 @@ STABLE_TORCH_LIBRARY(pvt, m) {
   // vectors of float32 or of x's dtype. Those that end in _ overwrite x, which is contiguous.
 
   // LayerNorm(conv(x)) + position, from pixels or from tokens seen as a feature map.
-  //   x: [B, C_in, H, W], any strides   weight: packed [C, kernel_size^2 * C_in], channels
-  //   innermost bias, norm_weight, norm_bias: [C]   position: [H' * W', C]
+  //   x: [B, C_in, H, W], any strides
+  //   weight: packed [C, kernel_size^2 * C_in], channels innermost
+  //   bias, norm_weight, norm_bias: [C]   position: [H' * W', C]
   //   -> [B, H' * W', C],  H' = (H + 2 * padding - kernel_size) / stride + 1, rounded down
   m.def(
       "patch_embed(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, "

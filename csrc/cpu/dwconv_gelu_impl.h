@@ -14,8 +14,8 @@ inline int64_t dwconv_scratch_size(int64_t H, int64_t W) {
 }
 
 // tile <- `columns` channels of x, ReLU applied if asked for; the rest of the tile is zero
-//   x: [tokens, ...], rows x_stride apart, at the tile's first channel   tile: [tokens,
-//   kTileColumns]
+//   x: [tokens, ...], rows x_stride apart, at the tile's first channel
+//   tile: [tokens, kTileColumns]
 template <class scalar_t>
 inline void gather_tile(const scalar_t* x, int64_t x_stride, int64_t tokens, int64_t columns,
                         bool relu, float* tile) {

@@ -20,14 +20,16 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 
 // float, and float16, which is widened to it. Specialised for the other types in files of their
 // own.
-//   kPerUnit: inputs of a right-hand unit
-//   kSteps: left-hand units for each of those; step s multiplies left-hand unit s by
+// - kPerUnit: inputs of a right-hand unit
+// - kSteps: left-hand units for each of those; step s multiplies left-hand unit s by
 //   right_part(unit, s)
-//   kUnpacks: whether many rows are better multiplied as floats, with right-hand units that are
-//   taken apart for all of them at once kHeader: units before every kSumBlock inputs of a left-hand
-//   row Element: what to_left() is spared for if a row is written as that: left-hand units are made
-//   of it, or, for integers, float, of which they are made afterwards Sum: a vector of sums
-//   first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
+// - kUnpacks: whether many rows are better multiplied as floats, with right-hand units that are
+//   taken apart for all of them at once
+// - kHeader: units before every kSumBlock inputs of a left-hand row
+// - Element: what to_left() is spared for if a row is written as that: left-hand units are made of
+//   it, or, for integers, float, of which they are made afterwards
+// - Sum: a vector of sums
+// - first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
 //   end
 template <class scalar_t>
 struct Operand {

@@ -38,8 +38,8 @@ inline int64_t pack_scratch_size(int64_t C, int64_t sr_ratio) {
   return 4 * C * sr_ratio * sr_ratio;
 }
 
-// Packs four output channels:  packed[t][panel][u][j] <- unit u of weight[panel * kPanel +
-// j][..][t]
+// Packs four output channels:
+//   packed[t][panel][u][j] <- unit u of weight[panel * kPanel + j][..][t]
 //   weight: [C, C, sr_ratio, sr_ratio], contiguous   scratch: see pack_scratch_size
 template <class scalar_t>
 inline void pack_four_channels(const scalar_t* weight, int64_t C, int64_t sr_ratio, int64_t channel,

@@ -104,8 +104,8 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      kKeyBlock, /*accumulate=*/false);
-      // s <- scale2 * s and m of all rows, then  s <- 2^(s - m);  l <- l * delta + sum s;  o <- o *
-      // delta
+      // s <- scale2 * s, and m of all rows
+      // s <- 2^(s - m);  l <- l * delta + sum s;  o <- o * delta
       float previous[kQueryRows];
       for (int64_t i = 0; i < rows; ++i) {
         previous[i] = m[i];

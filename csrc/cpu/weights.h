@@ -1,12 +1,16 @@
 // Weights as a module holds them, packed for one call.
 #pragma once
 
+#include <algorithm>
+
+#include "checks.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
 namespace pvt {
 
-// pack(first panel, panels, scratch) for all `columns`, in parallel, with `scratch` floats each.
+// pack(first column, columns, scratch) for the columns of every panel, in parallel, with `scratch`
+// floats of working memory each.
 template <class Pack>
 void parallel_pack(int64_t columns, int64_t scratch, const Pack& pack) {
   const int64_t panels = (columns + kPackedColumns - 1) / kPackedColumns;

@@ -220,9 +220,9 @@ void check_bad_token() {
   const auto x = random_values<float>(kRows * mlp.C, 1);
   auto expected = x;
   Level::template mlp_by_rows<scalar_t>(mlp.args(), expected, kRows);
-  for (float bad : {std::numeric_limits<float>::quiet_NaN(),
-                    -std::numeric_limits<float>::quiet_NaN(),
-                    std::numeric_limits<float>::infinity()}) {
+  for (float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
+        std::numeric_limits<float>::infinity()}) {
     auto out = x;
     out[kBad * mlp.C + 3] = bad;
     Level::template mlp_by_rows<scalar_t>(mlp.args(), out, kRows);
