@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from image_files import PNG_SIGNATURE, chunk, jpeg, photo, png
 from infer_program import PHOTO_FILES, PHOTOS, ROOT, Infer, errors
 from models import mini
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import pvt_ext
+from pvt_ext.export import load_torchscript
 from pvt_ext.preprocess import load_image
 
 # ---- inputs ----
@@ -118,6 +120,27 @@ def test_a_list_without_images_is_no_answer(infer: Infer, tmp_path: Path) -> Non
         result = infer(*arguments, code=3, cwd=tmp_path, input="")
         assert errors(result)[0] == f"{arguments[0]}: no image in this list; skipped"
         assert result.stdout == ""
+
+
+def test_a_list_that_is_separated_by_nul_bytes_is_no_answer(infer: Infer, tmp_path: Path) -> None:
+    """As of ``find -print0``: the first path is not the whole list."""
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(PHOTOS / "cat.jpg", tmp_path / name)
+    result = infer("-", code=3, cwd=tmp_path, input="a.jpg\0b.jpg\0")
+    assert errors(result)[0] == "-: line 1: expected a path, got text with NUL bytes; skipped"
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["[x]", "[a,b]", "[]"])
+def test_names_in_brackets_are_files(binary: Path, model: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path / name)
+    (tmp_path / "[photos]").mkdir()
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path / "[photos]" / "a.jpg")
+    shutil.copy(model, tmp_path / "[m]")
+    infer = Infer(binary, Path("[m]"))
+    answers = infer.json("--logits", "[o]", name, "[photos]", cwd=tmp_path)
+    assert [answer["image"] for answer in answers] == [f"./{name}", "./[photos]/a.jpg"]
+    assert len(np.load(tmp_path / "[o]")) == 2
 
 
 # ---- models and operators ----
@@ -271,6 +294,74 @@ def test_every_truncation_of_a_model_is_one_line(binary: Path, model: Path, tmp_
         assert "cut.pt: " in line
 
 
+def test_a_model_with_a_hole_gives_no_answer(binary: Path, model: Path, tmp_path: Path) -> None:
+    """As Python says it; torch itself would load zeros."""
+    with zipfile.ZipFile(model) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        content = archive.read(entry)
+    whole = model.read_bytes()
+    path = tmp_path / "hole.pt"
+    path.write_bytes(whole.replace(content, bytes(64) + content[64:]))
+    message = f"{path}: damaged (checksum of {entry.filename})"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_torchscript(path)
+    for arguments in ([PHOTOS / "cat.jpg"], ["--info"]):
+        result = Infer(binary, path)(*arguments, code=4)
+        assert errors(result) == [message]
+        assert result.stdout == ""
+    path.write_bytes(whole)
+    assert len(Infer(binary, path).json(PHOTOS / "cat.jpg")) == 1
+
+
+class OtherRows(nn.Module):
+    """Answers of another number than there are images."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x) + self.more, 5)
+
+    @torch.jit.export
+    def preprocess(self, image: Tensor) -> Tensor:
+        return image.float()
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_row_of_logits_belongs_to_an_image(binary: Path, tmp_path: Path, more: int) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(OtherRows(more)), path)
+    image = PHOTOS / "cat.jpg"
+    result = Infer(binary, path)("--batch", 2, image, image, code=4)
+    assert errors(result) == [
+        f"forward failed: expected logits [2, num_classes], got [{2 + more}, 5]"
+    ]
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("count", [3, 1001])
+def test_labels_that_do_not_fit_the_network(
+    binary: Path, model: Path, tmp_path: Path, count: int
+) -> None:
+    path = resave(model, tmp_path / "m.pt", num_classes=count, labels=["a"] * count)
+    result = Infer(binary, path)(PHOTOS / "cat.jpg", code=4)
+    assert errors(result) == [f"forward failed: expected logits [1, {count}], got [1, 1000]"]
+    assert result.stdout == ""
+
+
+def test_deeply_nested_metadata_is_refused(binary: Path, model: Path, tmp_path: Path) -> None:
+    depth = 300_000
+    with zipfile.ZipFile(model) as old, zipfile.ZipFile(tmp_path / "m.pt", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("extra/pvt.json"):
+                content = content[:-1] + b', "x": ' + b"[" * depth + b"]" * depth + b"}"
+            new.writestr(name, content)
+    (line,) = errors(Infer(binary, tmp_path / "m.pt")("--info", "--format", "json", code=4))
+    assert "expected at most 64 levels of objects and lists in each other, got 300001" in line
+
+
 # ---- the command line ----
 
 
@@ -286,6 +377,9 @@ def test_bad_arguments_explain_themselves(infer: Infer, binary: Path) -> None:
         (("--format", "xml", image), "--format"),
         (("--device", "gpu", image), "device: expected cpu, cuda or cuda:<index>, got gpu"),
         (("--cuda-graph", image), "--cuda-graph: expected --device cuda, got cpu"),
+        (("--logits", "", image), "--logits: expected a file name, got an empty one"),
+        (("--logits=", image), "--logits: expected a file name, got an empty one"),
+        (("--dump-input=", image), "--dump-input: expected a file name, got an empty one"),
         ((), "images: expected at least one"),
     ]
     for arguments, message in cases:
@@ -363,6 +457,39 @@ def test_a_full_stdout_ends_the_run_at_once(infer: Infer) -> None:
     # The second path is not looked at any more.
     assert "gone.jpg" not in errors_of(PHOTOS / "cat.jpg", "gone.jpg")
     errors_of("--info")
+
+
+def test_a_closed_stdout_is_not_lent_to_a_file(infer: Infer, tmp_path: Path) -> None:
+    """The answers would be in logits.npy, and nobody would be told."""
+    for option in ("--logits", "--dump-input"):
+        file = tmp_path / f"{option}.npy"
+        command = [infer.binary, "--model", infer.model, option, file, PHOTOS / "cat.jpg"]
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, command)]
+        result = subprocess.run(closed, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1
+        assert "pvt_infer: stdout: cannot be written" in result.stderr
+        assert b"cat.jpg" not in file.read_bytes()
+
+
+def test_closed_stdin_and_stderr_are_empty(infer: Infer, tmp_path: Path) -> None:
+    command = [infer.binary, "--model", infer.model, "--logits", tmp_path / "a.npy"]
+    closed = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *map(str, command)]
+    assert subprocess.run([*closed, "-"]).returncode == 3
+    assert np.load(tmp_path / "a.npy").shape == (0,)
+    result = subprocess.run([*closed, str(PHOTOS / "cat.jpg")], stdout=subprocess.PIPE)
+    assert result.returncode == 0
+    assert b"cat.jpg" in result.stdout
+    assert np.load(tmp_path / "a.npy").shape == (1, 1000)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_array_of_a_run_that_failed_cannot_be_loaded(infer: Infer, tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    command = [infer.binary, "--model", infer.model, "--logits", file, PHOTOS / "cat.jpg"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(list(map(str, command)), stdout=full).returncode == 1
+    with pytest.raises(ValueError, match="unfinished"):
+        np.load(file)
 
 
 def test_outputs_do_not_overwrite_what_is_read(binary: Path, model: Path, tmp_path: Path) -> None:

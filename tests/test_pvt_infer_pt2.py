@@ -120,6 +120,9 @@ def test_bad_packages_are_named_in_one_line(binary: Path, package: Path, tmp_pat
         metadata["compiled"]["crc32"] = zlib.crc32(b"not a library")
         entries["extra/pvt.json"] = json.dumps(metadata | {"torch": "9.9.9"}).encode()
 
+    def other_library(entries: Entries) -> None:
+        entries[json.loads(entries["extra/pvt.json"])["compiled"]["library"]] += b"!"
+
     def without_library(entries: Entries) -> None:
         entries.pop(json.loads(entries["extra/pvt.json"])["compiled"]["library"])
 
@@ -130,6 +133,7 @@ def test_bad_packages_are_named_in_one_line(binary: Path, package: Path, tmp_pat
     (tmp_path / "cut.pt2").write_bytes(content[:-1])
     content[len(content) // 2] ^= 1
     (tmp_path / "flipped.pt2").write_bytes(content)
+    (tmp_path / "hole.pt2").write_bytes(package.read_bytes().replace(b"pt2PK", b"pt3PK"))
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
     torch.export.save(program, tmp_path / "plain.pt2")
     bare = rewrite(package, tmp_path / "bare.pt2", lambda entries: entries.pop("extra/pvt.json"))
@@ -144,7 +148,9 @@ def test_bad_packages_are_named_in_one_line(binary: Path, package: Path, tmp_pat
         (changed("small.pt2", preprocess={"crop": [31, 64]}), 1, "at least 32 x 32, got 31 x 64"),
         (changed("none.pt2", compiled=None), 4, "'compiled' is expected to be an object"),
         (tmp_path / "cut.pt2", 4, "truncated or damaged model file"),
-        (tmp_path / "flipped.pt2", 4, "damaged model file (checksum of data/aotinductor/"),
+        (tmp_path / "flipped.pt2", 4, "damaged (checksum of pvt_mini/data/aotinductor/"),
+        (rewrite(package, tmp_path / "other.pt2", other_library), 4, "damaged (checksum of data/a"),
+        (tmp_path / "hole.pt2", 4, "damaged (checksum of pvt_mini/archive_format)"),
         (rewrite(package, tmp_path / "lib.pt2", without_library), 4, "cannot be read)"),
         (
             rewrite(package, tmp_path / "torch.pt2", broken_library),

@@ -71,6 +71,10 @@ Image decode_image(const uint8_t* bytes, size_t size, int64_t max_pixels) {
 
 Image read_image(const std::string& path) {
   namespace fs = std::filesystem;
+  if (path.find('\0') != std::string::npos) {
+    // The system would open what is in front of it.
+    throw DecodeError("a path with a NUL byte, which no file has");
+  }
   std::error_code ignored;
   const fs::file_status status = fs::status(path, ignored);
   if (fs::is_directory(status)) {

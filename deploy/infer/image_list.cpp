@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -61,22 +62,28 @@ void add_directory(const std::string& path, bool recursive, ImageList& list) {
 // name: of the list, for messages.
 void add_lines(std::istream& lines, const std::string& name, ImageList& list) {
   constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";  // some editors' first characters
-  const size_t count = list.images.size();
-  bool first = true;
-  for (std::string line; std::getline(lines, line); first = false) {
-    if (first && line.compare(0, kByteOrderMark.size(), kByteOrderMark) == 0) {
+  bool empty = true;
+  int64_t number = 1;
+  for (std::string line; std::getline(lines, line); ++number) {
+    if (number == 1 && line.compare(0, kByteOrderMark.size(), kByteOrderMark) == 0) {
       line.erase(0, kByteOrderMark.size());
     }
     if (!line.empty() && line.back() == '\r') {
       line.pop_back();
     }
-    if (!line.empty()) {
+    if (line.find('\0') != std::string::npos) {
+      // No path has one: a list of `find -print0`, or UTF-16.
+      list.problems.push_back(name + ": line " + std::to_string(number) +
+                              ": expected a path, got text with NUL bytes");
+      empty = false;
+    } else if (!line.empty()) {
       list.images.push_back(line);
+      empty = false;
     }
   }
   if (lines.bad()) {
     list.problems.push_back(name + ": this list of images cannot be read to its end");
-  } else if (list.images.size() == count) {
+  } else if (empty) {
     list.problems.push_back(name + ": no image in this list");
   }
 }

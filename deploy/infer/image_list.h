@@ -8,7 +8,8 @@ namespace pvt {
 
 struct ImageList {
   std::vector<std::string> images;
-  // Directories that cannot be listed, and directories and lists without any image, one line each.
+  // Directories that cannot be listed, directories and lists without any image, and lines of a list
+  // that are no path, one line each.
   std::vector<std::string> problems;
 };
 

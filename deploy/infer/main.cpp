@@ -1,4 +1,6 @@
 // pvt_infer: an exported model on image files, without Python.
+#include <fcntl.h>
+
 #include <iostream>
 
 #include <ATen/Parallel.h>
@@ -12,6 +14,17 @@
 #include "run.h"
 
 namespace {
+
+// A closed stream would lend its number to a file that is opened later: answers would be printed
+// into the .npy file of --logits. Instead stdin is empty, printing fails, messages go nowhere.
+void open_closed_streams() {
+  for (const int fd : {0, 1, 2}) {
+    if (fcntl(fd, F_GETFD) == -1) {
+      // open takes the lowest free number, which is fd. Should it fail, all else will too.
+      static_cast<void>(open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY));
+    }
+  }
+}
 
 // The first line on stderr; returns the operator library in use. Without the operator library its
 // line goes on without a CPU level; whether the library is needed is for Model::load to say.
@@ -59,6 +72,7 @@ int infer(const pvt::Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_closed_streams();
   pvt::Options options;
   if (const auto code = pvt::parse_options(argc, argv, options)) {
     return *code;

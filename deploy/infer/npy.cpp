@@ -12,6 +12,9 @@ static_assert(std::endian::native == std::endian::little, "'<f4' is written as i
 
 // Room for any shape; the format asks for a multiple of 64.
 constexpr size_t kHeaderSize = 192;
+// What is read where the dictionary should be; NumPy quotes it.
+constexpr char kUnfinished[] =
+    "unfinished: the program that wrote this file did not get to its end";
 
 [[noreturn]] void fail(const std::string& path) {
   throw std::runtime_error(
@@ -23,19 +26,14 @@ constexpr size_t kHeaderSize = 192;
 NpyWriter::NpyWriter(const std::string& path) : path_(path) {
   errno = 0;
   file_.open(path, std::ios::binary | std::ios::trunc);
-  write_header();
+  write_header(kUnfinished);
 }
 
-void NpyWriter::write_header() {
+void NpyWriter::write_header(const std::string& text) {
   std::string header("\x93NUMPY\x01\x00", 8);
   header.push_back(static_cast<char>((kHeaderSize - 10) & 0xff));
   header.push_back(static_cast<char>((kHeaderSize - 10) >> 8));
-  header.append("{'descr': '<f4', 'fortran_order': False, 'shape': (");
-  header.append(std::to_string(rows_)).append(",");
-  for (const int64_t size : row_shape_) {
-    header.append(" ").append(std::to_string(size)).append(",");
-  }
-  header.append("), }");
+  header.append(text);
   header.resize(kHeaderSize - 1, ' ');
   header.push_back('\n');
   file_.write(header.data(), static_cast<std::streamsize>(header.size()));
@@ -63,9 +61,13 @@ void NpyWriter::append(const float* values, int64_t rows, const std::vector<int6
 }
 
 void NpyWriter::finish() {
+  std::string shape = std::to_string(rows_) + ",";
+  for (const int64_t size : row_shape_) {
+    shape.append(" ").append(std::to_string(size)).append(",");
+  }
   errno = 0;
   file_.seekp(0);
-  write_header();
+  write_header("{'descr': '<f4', 'fortran_order': False, 'shape': (" + shape + "), }");
 }
 
 }  // namespace pvt

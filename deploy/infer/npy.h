@@ -9,7 +9,8 @@
 namespace pvt {
 
 // Rows of one shape, appended as they come; the number of rows is filled in at the end, so nothing
-// is kept in memory. Every failure to write is a std::runtime_error that names the file.
+// is kept in memory, and until then no reader takes the file for an array. Every failure to write
+// is a std::runtime_error that names the file.
 class NpyWriter {
  public:
   explicit NpyWriter(const std::string& path);
@@ -24,7 +25,7 @@ class NpyWriter {
   const std::string& path() const { return path_; }
 
  private:
-  void write_header();
+  void write_header(const std::string& text);
 
   std::string path_;
   std::ofstream file_;

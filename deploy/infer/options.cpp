@@ -1,7 +1,9 @@
 #include "options.h"
 
+#include <algorithm>
 #include <iostream>
 #include <limits>
+#include <utility>
 
 #include <torch/version.h>
 #include <CLI/CLI.hpp>
@@ -11,6 +13,32 @@
 #include "exit_codes.h"
 
 namespace pvt {
+
+namespace {
+
+// The arguments (argv[1] onwards), with two notations of CLI11 taken back: of a name like [x] it
+// would make a list, and after an option like "--logits=" take the next argument for the value.
+std::vector<std::string> plain_arguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = 1; i < argc; ++i) {
+    std::string argument = argv[i];
+    if (argument.starts_with("[") && argument.ends_with("]")) {
+      argument.insert(0, "./");
+    }
+    const bool without_value =
+        argument.starts_with("--") && argument.find('=') == argument.size() - 1;
+    if (without_value) {
+      argument.pop_back();
+    }
+    arguments.push_back(argument);
+    if (without_value) {
+      arguments.emplace_back();
+    }
+  }
+  return arguments;
+}
+
+}  // namespace
 
 std::optional<int> parse_options(int argc, char** argv, Options& options) {
   CLI::App app(
@@ -28,6 +56,12 @@ std::optional<int> parse_options(int argc, char** argv, Options& options) {
   const auto count = [](int64_t least) {
     return CLI::Range(least, int64_t{1} << 30).description("");
   };
+  // Such as an unset variable of a shell gives.
+  const CLI::Validator not_empty(
+      [](const std::string& name) {
+        return std::string(name.empty() ? "expected a file name, got an empty one" : "");
+      },
+      "");
   const auto one_of = [](const std::vector<std::string>& names) {
     return CLI::IsMember(names).description("");
   };
@@ -69,14 +103,18 @@ std::optional<int> parse_options(int argc, char** argv, Options& options) {
                "launch the network as a CUDA graph, recorded at the first batch of a size\n"
                "(--device cuda)");
   app.add_option("--logits", options.logits, "also write the logits, float32 [images, classes]")
-      ->type_name("FILE.npy");
+      ->type_name("FILE.npy")
+      ->check(not_empty);
   app.add_option("--dump-input", options.dump_input,
                  "also write the network's input, float32 [images, 3, height, width]")
-      ->type_name("FILE.npy");
+      ->type_name("FILE.npy")
+      ->check(not_empty);
   app.add_flag("--info", options.info, "print what the model file says about itself");
 
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments = plain_arguments(argc, argv);
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+    app.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kOk : kBadArguments;
   }

@@ -10,6 +10,8 @@
 
 #include <pvt_ext/errors.h>
 
+#include "zip_checksums.h"
+
 namespace pvt {
 namespace {
 
@@ -70,6 +72,13 @@ bool has_any(const std::vector<std::string>& records, const std::string& start) 
   });
 }
 
+// A weight with a flipped bit is a number as well: nothing but its checksum tells.
+void check_entries(const std::string& path) {
+  if (const auto damaged = damaged_entry(path)) {
+    throw ModelError("damaged (checksum of " + *damaged + ")");
+  }
+}
+
 Metadata read_entry(PyTorchStreamReader& archive) {
   if (archive.getRecordSize(kEntry) > kMaxEntrySize) {
     throw ModelError("pvt.json inside the model is larger than 64 MiB");
@@ -88,9 +97,11 @@ std::optional<Metadata> inspect_model(const std::string& path) {
   try {
     PyTorchStreamReader archive(path);
     if (archive.hasRecord(kEntry)) {
+      check_entries(path);
       return read_entry(archive);
     }
     if (archive.hasRecord("constants.pkl")) {
+      check_entries(path);
       return std::nullopt;
     }
     if (archive.hasRecord("data.pkl")) {

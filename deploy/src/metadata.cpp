@@ -1,5 +1,7 @@
 #include <pvt_ext/metadata.h>
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include <pvt_ext/errors.h>
@@ -9,7 +11,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kFormat = 1;  // of pvt.json; raised when a reader must change
+constexpr int64_t kFormat = 1;     // of pvt.json; raised when a reader must change
+constexpr int64_t kMaxDepth = 64;  // of objects and lists in each other; ours is 3
 
 [[noreturn]] void fail(const std::string& what) {
   throw ModelError("pvt.json inside the model: " + what);
@@ -95,6 +98,26 @@ bool is_null(const json& object, const char* key) {
   return found == object.end() || found->is_null();
 }
 
+// Of objects and lists in each other, if the text is JSON.
+int64_t depth_of(std::string_view text) {
+  int64_t depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      i += c == '\\' ? 1 : 0;  // what is escaped is no quote
+      in_string = c != '"';
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
 Metadata::Preprocess parse_preprocess(const json& object) {
   const std::string where = "preprocess.";
   Metadata::Preprocess p;
@@ -126,6 +149,11 @@ Metadata parse_metadata(std::string_view text) {
   const json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded() || !root.is_object()) {
     fail("not a JSON object");
+  }
+  // To print it takes a call per level: the stack would not do for millions.
+  if (const int64_t depth = depth_of(text); depth > kMaxDepth) {
+    fail("expected at most " + std::to_string(kMaxDepth) +
+         " levels of objects and lists in each other, got " + std::to_string(depth));
   }
   Metadata m;
   if (const auto format = get<int64_t>(root, "", "format"); format != kFormat) {

@@ -19,6 +19,19 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
+// A program that goes through the images of a batch, or a list of labels, counts on these sizes.
+void check_logits(const torch::Tensor& logits, const torch::Tensor& batch,
+                  const std::optional<Metadata>& metadata) {
+  if (logits.dim() == 2 && batch.dim() > 0 && logits.size(0) == batch.size(0) &&
+      (!metadata.has_value() || logits.size(1) == metadata->num_classes)) {
+    return;
+  }
+  throw ModelError("forward failed: expected logits [" +
+                   (batch.dim() > 0 ? std::to_string(batch.size(0)) : "B") + ", " +
+                   (metadata.has_value() ? std::to_string(metadata->num_classes) : "num_classes") +
+                   "], got " + c10::str(logits.sizes()));
+}
+
 // Operators are looked up when torch loads the file; without them its error would not say where to
 // get them.
 void require_ops(const std::string& path, const Metadata& metadata, const std::string& ops_lib) {
@@ -98,7 +111,9 @@ torch::Tensor Model::forward(const torch::Tensor& batch) const {
   const c10::InferenceMode guard;
   // Pinned memory is copied while this thread goes on to queue the network; the answer waits.
   const bool pinned = device_.is_cuda() && batch.is_pinned();
-  return network_->forward(batch.to(device_, /*non_blocking=*/pinned)).to(torch::kFloat).cpu();
+  const torch::Tensor logits = network_->forward(batch.to(device_, /*non_blocking=*/pinned));
+  check_logits(logits, batch, metadata_);
+  return logits.to(torch::kFloat).cpu();
 }
 
 std::vector<std::vector<Prediction>> top_k(const torch::Tensor& logits, int64_t k) {

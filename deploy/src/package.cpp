@@ -42,8 +42,8 @@ void check_preprocess(const std::string& path, const Metadata::Preprocess& p) {
   }
 }
 
-// The loader would run machine code with flipped bits, and where the library is absent compile what
-// it finds instead.
+// The loader would run another library than the one that was exported, and where it is absent
+// compile what it finds instead.
 void check_library(const std::string& path, const Metadata::Compiled& compiled) {
   uLong checksum = 0;
   try {
@@ -51,10 +51,10 @@ void check_library(const std::string& path, const Metadata::Compiled& compiled) 
     const auto [data, size] = archive.getRecord(compiled.library);
     checksum = crc32_z(0, static_cast<const Bytef*>(data.get()), size);
   } catch (const c10::Error&) {
-    throw ModelError(path + ": damaged model file (" + compiled.library + " cannot be read)");
+    throw ModelError(path + ": damaged (" + compiled.library + " cannot be read)");
   }
   if (static_cast<int64_t>(checksum) != compiled.crc32) {
-    throw ModelError(path + ": damaged model file (checksum of " + compiled.library + ")");
+    throw ModelError(path + ": damaged (checksum of " + compiled.library + ")");
   }
 }
 

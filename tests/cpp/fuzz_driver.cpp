@@ -8,6 +8,7 @@
 #include <string>
 
 #include <png.h>
+#include <zlib.h>
 
 #include "temporary.h"
 #include "write_image.h"
@@ -17,6 +18,37 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size);
 namespace {
 
 using pvt_test::Bytes;
+
+// An archive of one entry, "a", as it is or deflated.
+Bytes zip_of(const Bytes& content, bool deflated) {
+  Bytes packed = content;
+  if (deflated) {
+    uLongf size = compressBound(content.size());
+    packed.resize(size);
+    compress(packed.data(), &size, content.data(), content.size());
+    packed.resize(size - 4);                           // raw: without zlib's checksum
+    packed.erase(packed.begin(), packed.begin() + 2);  // and header
+  }
+  Bytes zip;
+  const auto put = [&zip](uint64_t value, int bytes) {
+    for (; bytes > 0; --bytes, value >>= 8) {
+      zip.push_back(static_cast<uint8_t>(value));
+    }
+  };
+  // What the entry's own header and the list of entries have in common.
+  const auto put_entry = [&] {
+    put(0, 2), put(deflated ? 8 : 0, 2), put(0, 4);
+    put(crc32_z(0, content.data(), content.size()), 4);
+    put(packed.size(), 4), put(content.size(), 4), put(1, 2), put(0, 2);
+  };
+  put(0x04034b50, 4), put(20, 2), put_entry(), put('a', 1);
+  zip.insert(zip.end(), packed.begin(), packed.end());
+  const size_t list = zip.size();
+  put(0x02014b50, 4), put(20, 2), put(20, 2), put_entry(), put(0, 14), put('a', 1);
+  const size_t end = zip.size();
+  put(0x06054b50, 4), put(0, 4), put(1, 2), put(1, 2), put(end - list, 4), put(list, 4), put(0, 2);
+  return zip;
+}
 
 std::vector<Bytes> built_in_seeds() {
   const pvt::Image image = pvt_test::gradient(24, 24);
@@ -35,7 +67,9 @@ std::vector<Bytes> built_in_seeds() {
           pvt_test::write_png(image.rgb, 24, 24, 8, PNG_COLOR_TYPE_RGB),
           pvt_test::write_png(deep, 24, 24, 16, PNG_COLOR_TYPE_RGB_ALPHA),
           pvt_test::write_png(grey, 24, 24, 8, PNG_COLOR_TYPE_PALETTE, {1, 2, 3, 4, 5, 6}),
-          Bytes(json.begin(), json.end())};
+          Bytes(json.begin(), json.end()),
+          zip_of(grey, /*deflated=*/false),
+          zip_of(grey, /*deflated=*/true)};
 }
 
 // A few bytes set, a piece cut out or repeated: what breaks parsers most often.

@@ -191,6 +191,14 @@ TEST_CASE("a file that cannot be read says why") {
                        pvt::DecodeError);
 }
 
+TEST_CASE("a path does not end at a NUL byte") {
+  const TemporaryFolder folder;
+  const Bytes png = write_png(gradient(9, 7).rgb, 9, 7, 8, PNG_COLOR_TYPE_RGB);
+  write_file(folder / "a.png", {png.begin(), png.end()});
+  CHECK_THROWS_WITH_AS(pvt::read_image((folder / "a.png") + '\0' + "b.png"),
+                       "a path with a NUL byte, which no file has", pvt::DecodeError);
+}
+
 TEST_CASE("what is no regular file is refused without reading it") {
   constexpr char kMessage[] = "a pipe, device or socket, expected a regular file";
   CHECK_THROWS_WITH_AS(pvt::read_image("/dev/null"), kMessage, pvt::DecodeError);

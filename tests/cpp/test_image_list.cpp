@@ -137,3 +137,15 @@ TEST_CASE("a byte order mark is not part of the first path") {
                                "c.jpg"});
   CHECK(list.problems.empty());
 }
+
+TEST_CASE("lines with NUL bytes are problems, the others are paths") {
+  const TemporaryFolder folder;
+  using namespace std::string_literals;
+  write_file(folder / "list.txt", "a.jpg\nb.jpg\0c.jpg\0\nd.jpg\n"s);
+  const Stdin lines("e.jpg\0"s);
+  const auto list = list_images({folder / "list.txt", "-"}, false);
+  CHECK(list.images == Strings{"a.jpg", "d.jpg"});
+  const std::string problem = "expected a path, got text with NUL bytes";
+  CHECK(list.problems ==
+        Strings{(folder / "list.txt") + ": line 2: " + problem, "-: line 1: " + problem});
+}

@@ -85,6 +85,22 @@ TEST_CASE("what is not JSON is one sentence") {
   }
 }
 
+TEST_CASE("what is nested too deeply to be printed is refused") {
+  const auto nested = [](size_t depth) {
+    json changed = example();
+    changed["quotes"] = "\\\"[[[{";
+    const std::string text = changed.dump();
+    return text.substr(0, text.size() - 1) + ", \"x\": " + std::string(depth - 1, '[') +
+           std::string(depth - 1, ']') + "}";
+  };
+  CHECK(error_of(nested(64)) == "no error");
+  const std::string expected =
+      "pvt.json inside the model: expected at most 64 levels of objects and lists in each other, "
+      "got ";
+  CHECK(error_of(nested(65)) == expected + "65");
+  CHECK(error_of(nested(1000000)) == expected + "1000000");
+}
+
 TEST_CASE("wrong entries are named, with what was expected and what came") {
   CHECK(error_with("/format", 2) ==
         "pvt.json inside the model: format 2, this runtime reads format 1");

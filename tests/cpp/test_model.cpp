@@ -282,3 +282,82 @@ TEST_CASE("what fails inside the module is one line") {
     CHECK(text.find('\n') == std::string::npos);
   }
 }
+
+TEST_CASE("a flipped bit anywhere in the file changes no answer") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "m.pt";
+  save(path, metadata("1", kOps));
+  const std::string whole = pvt_test::read_file(path);
+  const auto x = torch::rand({2, 3, 8, 8});
+  const auto expected = pvt::Model::load(path).forward(x);
+  int refused = 0;
+  for (size_t at = 0; at < whole.size(); at += 61) {
+    INFO("byte ", at);
+    std::string damaged = whole;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+    write_file(path, damaged);
+    bool right = false;
+    try {
+      right = pvt::Model::load(path).forward(x).equal(expected);  // in padding, or a time
+    } catch (const pvt::ModelError& error) {
+      right = std::string(error.what()).rfind(path + ": ", 0) == 0;
+      ++refused;
+    }
+    CHECK(right);
+  }
+  CHECK(refused > 10);
+
+  const torch::Tensor weight = [] {
+    torch::manual_seed(0);
+    return torch::randn({10, 3});
+  }();
+  const std::string bytes(static_cast<const char*>(weight.data_ptr()), weight.nbytes());
+  const size_t at = whole.find(bytes);
+  REQUIRE(at != std::string::npos);
+  std::string damaged = whole;
+  damaged.replace(at, 64, 64, '\0');
+  write_file(path, damaged);
+  CHECK(error_of<pvt::ModelError>(path) == path + ": damaged (checksum of m/data/0)");
+}
+
+TEST_CASE("entries without a checksum are taken as they are") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "m.pt";
+  save(path, metadata("1", kOps));
+  std::string file = pvt_test::read_file(path);
+  // In the list of entries, at the end: 46 bytes, then the name.
+  const size_t name = file.rfind("m/data/0");
+  REQUIRE(file.compare(name - 46, 4, "PK\x01\x02") == 0);
+  file.replace(name - 30, 4, 4, '\0');
+  write_file(path, file);
+  CHECK(error_of<pvt::ModelError>(path) == "no error");
+}
+
+TEST_CASE("logits of another size than batch and pvt.json have are refused") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "m.pt";
+  const auto error_with = [&](const std::string& json, const std::string& result) {
+    const std::string source =
+        "def preprocess(self, image: Tensor) -> Tensor:\n    return image\n"
+        "def forward(self, x: Tensor) -> Tensor:\n    return " +
+        result + "\n";
+    save(path, json, source.c_str());
+    try {
+      pvt::Model::load(path).forward(torch::rand({2, 3, 8, 8}));
+    } catch (const pvt::ModelError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  const std::string described = metadata("1", kOps);
+  CHECK(error_with("", "torch.zeros([2, 7])") == "no error");
+  CHECK(error_with("", "torch.zeros([3, 7])") ==
+        "forward failed: expected logits [2, num_classes], got [3, 7]");
+  CHECK(error_with("", "torch.zeros([1, 7])") ==
+        "forward failed: expected logits [2, num_classes], got [1, 7]");
+  CHECK(error_with("", "torch.zeros([2])") ==
+        "forward failed: expected logits [2, num_classes], got [2]");
+  CHECK(error_with(described, "torch.zeros([2, 10])") == "no error");
+  CHECK(error_with(described, "torch.zeros([2, 11])") ==
+        "forward failed: expected logits [2, 10], got [2, 11]");
+}

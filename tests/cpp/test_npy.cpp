@@ -34,6 +34,20 @@ TEST_CASE("no rows are an empty array") {
   CHECK(read_file(folder / "a.npy").find("'shape': (0,)") != std::string::npos);
 }
 
+TEST_CASE("a file that was not finished is no array") {
+  const TemporaryFolder folder;
+  {
+    pvt::NpyWriter writer(folder / "a.npy");
+    CHECK(read_file(folder / "a.npy").find("shape") == std::string::npos);
+    const float value = 1;
+    writer.append(&value, 1, {1});
+  }
+  const std::string file = read_file(folder / "a.npy");
+  CHECK(file.size() == 192 + sizeof(float));
+  CHECK(file.find("shape") == std::string::npos);
+  CHECK(file.find("unfinished") == 10);
+}
+
 TEST_CASE("failures name the file") {
   CHECK_THROWS_WITH(pvt::NpyWriter("/no/such/folder/a.npy"),
                     "/no/such/folder/a.npy: cannot be written: No such file or directory");

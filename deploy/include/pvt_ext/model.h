@@ -48,6 +48,7 @@ class PVT_RUNTIME_API Model {
   Model with_cuda_graphs(size_t max_shapes = 16) const;
 
   // batch: float32 [B, 3, H, W] on any device -> logits float32 [B, num_classes] on the CPU.
+  // ModelError if the network gives another number of rows, or of classes than pvt.json says.
   torch::Tensor forward(const torch::Tensor& batch) const;
 
  private:
