@@ -239,7 +239,7 @@ def export(
     if output == Path("-"):
         raise typer.BadParameter("-o: expected the name of a file, got - (stdout)")
     formats = {".pt": "torchscript", ".pt2": "pt2", ".onnx": "onnx"}
-    form = format or formats.get(output.suffix if output else ".pt")
+    form = format or formats.get((output and output.suffix) or ".pt")
     if form is None:
         raise typer.BadParameter(
             f"-o: expected the suffix {', '.join(formats)} or --format, got {output}"

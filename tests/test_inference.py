@@ -1,11 +1,15 @@
 """Packed models beside the models they were packed from."""
 
+import random
+import resource
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MINI, MINI_V2, MINI_V2_LI, mini, relative_error
-from running import in_eight_threads, same_bits_for_any_number_of_threads
+from running import in_a_process, in_eight_threads, same_bits_for_any_number_of_threads
 from torch.nn.utils import prune
 
 from pvt_ext.export import export_torchscript
@@ -169,8 +173,9 @@ def test_input_is_not_changed(specs):
     assert torch.equal(packed(x), first)
 
 
-def test_batch_and_threads_do_not_change_a_bit():
-    packed = pack(mini())
+@FAMILY
+def test_batch_and_threads_do_not_change_a_bit(specs):
+    packed = pack(mini(specs))
     x = torch.randn(5, 3, 96, 64)
     # The head is PyTorch's own product, whose sums do depend on the batch.
     assert same_bits_for_any_number_of_threads(lambda: packed.forward_features(x))
@@ -230,6 +235,32 @@ def test_any_size(H, W, B, v2):
     x = torch.randn(B, 3, H, W)
     with torch.inference_mode():
         assert relative_error(pack(model)(x), model(x)) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory")
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("v1", "float32"), ("v2", "float32"), ("v2_li", "float32"), ("v1", "int8")],
+)
+def test_memory_is_flat(family, dtype):
+    in_a_process("test_inference", f"check_memory_is_flat({family!r}, {dtype!r})")
+
+
+def check_memory_is_flat(family: str, dtype: str) -> None:
+    """1000 batches of random sizes: what is resident is what was after the largest."""
+    random.seed(0)
+    specs = {"v1": MINI, "v2": MINI_V2, "v2_li": MINI_V2_LI}[family]
+    model = torch.jit.script(pack(mini(specs), getattr(torch, dtype)))
+    with torch.inference_mode():
+        for _ in range(5):
+            model(torch.randn(2, 3, 256, 256))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(1000):
+            H, W = random.randint(32, 256), random.randint(32, 256)
+            model(torch.randn(random.randint(1, 2), 3, H, W))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 4 * 1024, f"{grown} KB"
 
 
 def test_one_model_in_many_threads():
