@@ -19,17 +19,18 @@ else
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # each tensor an allocation of its own, whose end is seen
   # Our kernels alone: those that calculate what is expected are PyTorch's, and large.
   options=(--error-exitcode 1 --target-processes all)
-  for option in kernel-name kernel-regex filter; do  # what it is called depends on the version
-    if compute-sanitizer --help | grep -q -- "--$option"; then
-      options+=("--$option" kns=3pvt4cuda)
+  help=$(compute-sanitizer --help)
+  for option in --kernel-name --kernel-regex --filter; do  # what it is called depends on the version
+    if [[ $help == *"$option"* ]]; then
+      options+=("$option" kns=3pvt4cuda)
       break
     fi
   done
-  ! compute-sanitizer --help | grep -q -- --report-api-errors || options+=(--report-api-errors no)
+  [[ $help != *--report-api-errors* ]] || options+=(--report-api-errors no)
   for tool in memcheck racecheck synccheck; do
     echo "== compute-sanitizer $tool"
     timeout 100 compute-sanitizer --tool "$tool" "${options[@]}" \
-      "$python" -m pytest -q -x tests/gpu/test_gpu_ops.py -k "(without_variance and not B=90) or large_scores or resize" || failed+=" $tool"
+      "$python" -m pytest -q -x tests/gpu/test_gpu_ops.py -k "(without_variance and not 196) or large_scores or resize" || failed+=" $tool"
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 fi
