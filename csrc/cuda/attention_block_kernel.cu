@@ -4,7 +4,8 @@
 #include "aten/kernels.h"
 #include "cuda/attention.h"
 #include "cuda/attention_block_impl.h"
-#include "cuda/device_block.h"
+#include "cuda/linear.h"
+#include "cuda/sra_attention.h"
 
 namespace pvt::cuda {
 namespace {
@@ -16,8 +17,10 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
   attention_block<Config>(block, args);
 }
 
+// ---- one kernel ----
+
 template <class Config>
-void run(const Device& device, int64_t B, AttentionBlockArgs args) {
+void run_block(const Device& device, int64_t B, AttentionBlockArgs args) {
   args.blocks_per_image = static_cast<int>((args.N + Config::kRows - 1) / Config::kRows);
   launch<attention_block_kernel<Config>>(device, B * args.blocks_per_image, Config::kWarps * kLanes,
                                          Config::kSharedBytes, args);
@@ -31,38 +34,94 @@ void run_few_channels(const Device& device, int64_t B, const AttentionBlockArgs&
   using Narrow =
       AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4, /*kDepth=*/C, /*kSlots=*/3>;
   const bool many = B * args.N >= 2 * int64_t{Wide::kRows} * device.multiprocessors();
-  return many ? run<Wide>(device, B, args) : run<Narrow>(device, B, args);
+  return many ? run_block<Wide>(device, B, args) : run_block<Narrow>(device, B, args);
 }
 
 // What is resident in shared memory, tokens and slots, is less than 99 KB, which every device has.
-template <class scalar_t, int C, int kHeadDim, int kDepth>
-void run_many_channels(const Device& device, int64_t B, const AttentionBlockArgs& args) {
-  using Config = AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4, kDepth, /*kSlots=*/2>;
-  static_assert(Config::kSharedBytes <= 99 * 1024, "what every device has");
-  run<Config>(device, B, args);
+template <class scalar_t, int C, int kHeadDim>
+using ManyChannels = AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4,
+                                          /*kDepth=*/C % 160 == 0 ? 160 : 128, /*kSlots=*/2>;
+
+// ---- three kernels, with queries and the heads' results between them in memory ----
+
+template <class scalar_t, int C>
+using Projection =
+    StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/1, /*kStrips=*/1,
+                         /*kWarps=*/4, /*kDepth=*/C == 320 ? 160 : 128, /*kSlots=*/4>;
+
+template <class scalar_t, int C, int kHeadDim>
+void run_layers(const Device& device, int64_t B, const Tensor& x, const AttentionBlockArgs& args) {
+  const int64_t rows = B * args.N;
+  Tensor queries = torch::stable::new_empty(x, {rows, C});
+  Tensor attended = torch::stable::new_empty(x, {rows, C});
+
+  LinearArgs q{};
+  q.x = args.x, q.rows = rows;
+  q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
+  q.weight = args.q_weight, q.bias = args.q_bias;
+  q.out = queries.mutable_data_ptr(), q.columns = C;
+  run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, q);
+
+  SraAttentionArgs attention{};
+  attention.q = q.out, attention.kv = args.kv, attention.out = attended.mutable_data_ptr();
+  attention.N = args.N, attention.heads = C / kHeadDim, attention.scale = args.scale;
+  run_sra_attention<scalar_t, kHeadDim>(device, B, attention);
+
+  StreamedLinearArgs proj{};
+  proj.x = attention.out, proj.rows = rows, proj.depth = C;
+  proj.weight = args.proj_weight, proj.bias = args.proj_bias;
+  proj.out = args.x, proj.columns = C;
+  run_streamed_linear<Projection<scalar_t, C>>(device, proj);
+}
+
+// ---- which of them ----
+//
+// One kernel moves nothing but tokens; but a block of it goes through all heads and both weights,
+// one after the other: on an H200 a single block takes 52 us at 320 channels and 113 at 512, and
+// up to 264 of them at once take as long. Three kernels share heads and columns out as well.
+bool fills(const Device& device, int64_t blocks) {
+  return blocks >= 4 * int64_t{device.multiprocessors()};
+}
+
+template <class scalar_t, int C, int kHeadDim>
+void run(const Device& device, int64_t B, const Tensor& x, const AttentionBlockArgs& args) {
+  if constexpr (C <= 128) {
+    return run_few_channels<scalar_t, C, kHeadDim>(device, B, args);
+  } else {
+    using Config = ManyChannels<scalar_t, C, kHeadDim>;
+    static_assert(Config::kSharedBytes <= 99 * 1024, "what every device has");
+    if constexpr (C % 64 == 0) {  // columns of a LinearConfig
+      const int64_t blocks = B * ((args.N + Config::kRows - 1) / Config::kRows);
+      if (!fills(device, blocks) && args.kv.kv_len <= kMaxStayingKeys &&
+          is_usual_scale(args.scale)) {
+        return run_layers<scalar_t, C, kHeadDim>(device, B, x, args);
+      }
+    }
+    return run_block<Config>(device, B, args);
+  }
 }
 
 // Runs a kernel if there is one for so many channels and heads.
 template <class scalar_t>
-bool dispatch_heads(const Device& device, int64_t B, int64_t C, int64_t head_dim,
+bool dispatch_heads(const Device& device, const SraShape& s, const Tensor& x,
                     const AttentionBlockArgs& args) {
-  switch (C * 1000 + head_dim) {
+  switch (s.C * 1000 + s.head_dim) {
     case 32032:
-      return run_few_channels<scalar_t, 32, 32>(device, B, args), true;
+      return run<scalar_t, 32, 32>(device, s.B, x, args), true;
     case 64032:
-      return run_few_channels<scalar_t, 64, 32>(device, B, args), true;
+      return run<scalar_t, 64, 32>(device, s.B, x, args), true;
     case 160032:
-      return run_many_channels<scalar_t, 160, 32, 160>(device, B, args), true;
+      return run<scalar_t, 160, 32>(device, s.B, x, args), true;
     case 256032:
-      return run_many_channels<scalar_t, 256, 32, 128>(device, B, args), true;
+      return run<scalar_t, 256, 32>(device, s.B, x, args), true;
     case 64064:
-      return run_few_channels<scalar_t, 64, 64>(device, B, args), true;
+      return run<scalar_t, 64, 64>(device, s.B, x, args), true;
     case 128064:
-      return run_few_channels<scalar_t, 128, 64>(device, B, args), true;
+      return run<scalar_t, 128, 64>(device, s.B, x, args), true;
     case 320064:
-      return run_many_channels<scalar_t, 320, 64, 160>(device, B, args), true;
+      return run<scalar_t, 320, 64>(device, s.B, x, args), true;
     case 512064:
-      return run_many_channels<scalar_t, 512, 64, 128>(device, B, args), true;
+      return run<scalar_t, 512, 64>(device, s.B, x, args), true;
     default:
       return false;
   }
@@ -98,9 +157,8 @@ void attention_block_cuda(Tensor& x, const Tensor& kv, const Tensor& norm_weight
                                   proj_b.data(),
                                   log2_scale(scale),
                                   /*blocks_per_image=*/0};
-    dispatch_16_bit(x.scalar_type(), [&](auto type) {
-      done = dispatch_heads<decltype(type)>(device, s.B, s.C, s.head_dim, args);
-    });
+    dispatch_16_bit(x.scalar_type(),
+                    [&](auto type) { done = dispatch_heads<decltype(type)>(device, s, x, args); });
   }
   if (!done) {
     attention_block_aten(x, kv, norm_weight, norm_bias, eps, q_weight, q_bias, proj_weight,

@@ -1,44 +1,22 @@
-// sra_attention on CUDA: which tokens have a kernel, and its launch.
+// sra_attention on CUDA: which tokens have a kernel. More keys than it takes are flash attention's,
+// in ATen.
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
 #include "cuda/attention.h"
-#include "cuda/device_block.h"
-#include "cuda/share.h"
-#include "cuda/sra_attention_impl.h"
+#include "cuda/sra_attention.h"
 
 namespace pvt::cuda {
 namespace {
-
-// Keys that stay in the shared memory of any device; more of them are flash attention's, in ATen.
-constexpr int kMaxKeys = 256;
-constexpr int kBlocks = 3;  // of a multiprocessor, so that they hide each other's waiting
-
-template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, kBlocks)
-    sra_attention_kernel(SraAttentionArgs args) {
-  DeviceBlock<Config::kWarps> block;
-  sra_attention<Config>(block, args);
-}
-
-template <class scalar_t, int kHeadDim>
-void run(const Device& device, int64_t B, SraAttentionArgs args) {
-  using Config = SraAttentionConfig<scalar_t, kHeadDim, /*kWarps=*/4>;
-  const int64_t most = (args.N + Config::kRows - 1) / Config::kRows;
-  args.parts = parts_of(device, B * args.heads, most, kBlocks);
-  launch<sra_attention_kernel<Config>>(device, B * args.heads * args.parts, Config::kWarps * kLanes,
-                                       Config::shared_bytes(args.kv.blocks()), args,
-                                       Config::shared_bytes(kMaxKeys / kKeys));
-}
 
 // Runs the kernel if there is one for such heads.
 template <class scalar_t>
 bool dispatch_heads(const Device& device, const SraShape& s, const SraAttentionArgs& args) {
   switch (s.head_dim) {
     case 32:
-      return run<scalar_t, 32>(device, s.B, args), true;
+      return run_sra_attention<scalar_t, 32>(device, s.B, args), true;
     case 64:
-      return run<scalar_t, 64>(device, s.B, args), true;
+      return run_sra_attention<scalar_t, 64>(device, s.B, args), true;
     default:
       return false;
   }
@@ -49,8 +27,9 @@ bool dispatch_heads(const Device& device, const SraShape& s, const SraAttentionA
 Tensor sra_attention_cuda(const Tensor& q, const Tensor& kv, int64_t num_heads, double scale) {
   const SraShape s = check_sra_attention(q, kv, num_heads);
   const Device device("sra_attention", q);
-  if (s.B > 0 && s.N > 0 && s.N <= INT32_MAX && s.C <= INT32_MAX / 2 && s.kv_len <= kMaxKeys &&
-      is_usual_scale(scale) && is_16_bit(q.scalar_type()) && device.can_run_kernels()) {
+  if (s.B > 0 && s.N > 0 && s.N <= INT32_MAX && s.C <= INT32_MAX / 2 &&
+      s.kv_len <= kMaxStayingKeys && is_usual_scale(scale) && is_16_bit(q.scalar_type()) &&
+      device.can_run_kernels()) {
     const Tensor queries = dense(q), keys = vector_rows(kv);
     Tensor out = torch::stable::new_empty(q, {s.B, s.N, s.C});
     const SraAttentionArgs args{queries.const_data_ptr(),

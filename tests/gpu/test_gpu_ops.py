@@ -104,8 +104,12 @@ ONE_OF_EACH = [
     ("sra_attention", cases.AttentionCase(2, 197, 64, 1, 49)),
     ("spatial_reduction", cases.ReductionCase(2, 28, 28, 64, 4)),
 ]
-# Kernels that none of those is: of images, and of just enough rows for the wide ones.
-OTHER_KERNELS = [("patch_embed", IMAGES[-1]), ("mlp_block_", cases.MlpBlockCase(90, 196, 320, 128))]
+# Kernels that none of those is: of images, of just enough rows for the wide ones, of few tokens.
+OTHER_KERNELS = [
+    ("patch_embed", IMAGES[-1]),
+    ("mlp_block_", cases.MlpBlockCase(90, 196, 320, 128)),
+    ("attention_block_", cases.AttentionBlockCase(2, 197, 320, 5, 49)),
+]
 # Enough to fill any GPU, which few rows run in other kernels than.
 MANY_ROWS = [
     *(("mlp_block_", cases.MlpBlockCase(16, 3136, C, 4 * C)) for C in (32, 64, 128, 160, 256)),
@@ -225,6 +229,24 @@ def has_kernel(case):
 def test_has_the_kernels_that_the_documentation_says(name, case, gpu):
     names = kernels_of(name, drawn(case, gpu))
     assert any(KERNELS[name] in key for key in names) == has_kernel(case), names
+
+
+@pytest.mark.parametrize(
+    ("case", "is_fused"),
+    [
+        (cases.AttentionBlockCase(2, 197, 128, 2, 49), True),
+        (cases.AttentionBlockCase(2, 197, 320, 5, 49), False),
+        (cases.AttentionBlockCase(2, 50, 512, 8, 256), False),
+        (cases.AttentionBlockCase(2, 50, 512, 8, 257), True),
+        (cases.AttentionBlockCase(1024, 64, 320, 5, 49), True),
+    ],
+    ids=str,
+)
+def test_attention_of_few_tokens_is_three_kernels(case, is_fused, gpu):
+    names = kernels_of("attention_block_", drawn(case, gpu))
+    assert any("attention_block_kernel" in key for key in names) == is_fused, names
+    three = ("::linear_kernel", "sra_attention_kernel", "streamed_linear_kernel")
+    assert is_fused or all(any(part in key for key in names) for part in three), names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,6 +1,9 @@
 // The CUDA kernels of attention_block_, run on the CPU against float64.
 #include "cuda/attention_block_impl.h"
 #include "cuda/cuda_test.h"
+#include "cuda/linear_impl.h"
+#include "cuda/sra_attention_impl.h"
+#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 namespace {
@@ -48,47 +51,120 @@ struct Attention {
   }
 };
 
+template <class scalar_t>
+struct AttentionMemory {
+  explicit AttentionMemory(const Attention& a)
+      : attention(a),
+        x(a.x),
+        kv(a.kv),
+        q(packed<scalar_t>(a.q_weight, a.C, a.C)),
+        proj(packed<scalar_t>(a.proj_weight, a.C, a.C)),
+        norm_weight(a.norm_weight),
+        norm_bias(a.norm_bias),
+        q_bias(a.q_bias),
+        proj_bias(a.proj_bias) {}
+
+  KeyValues key_values() const {
+    const int64_t key_bytes = 2 * attention.C * 2;
+    return {kv.bytes(), attention.kv_len * key_bytes, key_bytes, attention.C * 2,
+            static_cast<int>(attention.kv_len)};
+  }
+  float scale() const {
+    return static_cast<float>(kLog2E / std::sqrt(attention.C / attention.heads));
+  }
+
+  double error_ratio() {
+    Errors errors;
+    for (int64_t row = 0; row < attention.B * attention.N; ++row) {
+      const auto result = [&](const auto& round) {
+        return attention.token(row / attention.N, row % attention.N, round);
+      };
+      const std::vector<double> expected = result(Exact()), parts = result(Rounded<scalar_t>());
+      for (int64_t c = 0; c < attention.C; ++c)
+        errors.add(x[row * attention.C + c], parts[c], expected[c]);
+    }
+    return errors.ratio();
+  }
+
+  const Attention& attention;
+  Bits<scalar_t> x, kv, q, proj;
+  Floats norm_weight, norm_bias, q_bias, proj_bias;
+};
+
 template <class Config>
 void check_attention(int64_t B, int64_t N, int kv_len, double sharpness = 1) {
   using scalar_t = typename Config::scalar_t;
   constexpr int C = Config::C;
   const Attention attention =
       Attention::random<scalar_t>(B, N, C, Config::kHeads, kv_len, sharpness);
-  Bits<scalar_t> x(attention.x);
-  const Bits<scalar_t> kv(attention.kv);
-  const Bits<scalar_t> q = packed<scalar_t>(attention.q_weight, C, C);
-  const Bits<scalar_t> proj = packed<scalar_t>(attention.proj_weight, C, C);
-  const Floats norm_weight(attention.norm_weight), norm_bias(attention.norm_bias);
-  const Floats q_bias(attention.q_bias), proj_bias(attention.proj_bias);
-  const int64_t key_bytes = 2 * C * 2;
+  AttentionMemory<scalar_t> memory(attention);
   const int64_t blocks = (N + Config::kRows - 1) / Config::kRows;
-  const AttentionBlockArgs args{x.data(),
+  const AttentionBlockArgs args{memory.x.data(),
                                 N,
-                                norm_weight.data(),
-                                norm_bias.data(),
+                                memory.norm_weight.data(),
+                                memory.norm_bias.data(),
                                 1e-6f,
-                                q.bytes(),
-                                q_bias.data(),
-                                {kv.bytes(), kv_len * key_bytes, key_bytes, C * 2, kv_len},
-                                proj.bytes(),
-                                proj_bias.data(),
-                                static_cast<float>(kLog2E / std::sqrt(Config::kHeadDim)),
+                                memory.q.bytes(),
+                                memory.q_bias.data(),
+                                memory.key_values(),
+                                memory.proj.bytes(),
+                                memory.proj_bias.data(),
+                                memory.scale(),
                                 static_cast<int>(blocks)};
   const int64_t conflicts =
       launch_on_host<Config::kWarps>(B * blocks, Config::kSharedBytes, 11,
                                      [&](auto& block) { attention_block<Config>(block, args); });
   CHECK(conflicts == 0);
-  Errors errors;
-  for (int64_t row = 0; row < B * N; ++row) {
-    const std::vector<double> expected = attention.token(row / N, row % N, Exact());
-    const std::vector<double> parts = attention.token(row / N, row % N, Rounded<scalar_t>());
-    for (int64_t c = 0; c < C; ++c)
-      errors.add(x[row * C + c], parts[c], expected[c]);
-  }
   CAPTURE(C);
   CAPTURE(kv_len);
-  CHECK(errors.ratio() < kMaxErrorRatio);
+  CHECK(memory.error_ratio() < kMaxErrorRatio);
 }
+
+// The three kernels with queries and the heads' results in memory.
+template <class Q, class Heads, class Projection>
+void check_layers(int64_t B, int64_t N, int kv_len) {
+  using scalar_t = typename Q::scalar_t;
+  constexpr int C = Q::C, kHeads = C / Heads::kHeadDim;
+  const Attention attention = Attention::random<scalar_t>(B, N, C, kHeads, kv_len, 1);
+  AttentionMemory<scalar_t> memory(attention);
+  const int64_t rows = B * N;
+  Bits<scalar_t> queries(std::vector<double>(rows * C, NAN));
+  Bits<scalar_t> attended(std::vector<double>(rows * C, NAN));
+  int64_t conflicts = 0;
+
+  LinearArgs q{};
+  q.x = memory.x.data(), q.rows = rows;
+  q.norm_weight = memory.norm_weight.data(), q.norm_bias = memory.norm_bias.data(), q.eps = 1e-6f;
+  q.weight = memory.q.bytes(), q.bias = memory.q_bias.data();
+  q.out = queries.data(), q.columns = C, q.block_columns = Q::kColumns;
+  conflicts +=
+      launch_on_host<Q::kWarps>((rows + Q::kRows - 1) / Q::kRows * (C / Q::kColumns),
+                                Q::kSharedBytes, 12, [&](auto& block) { linear<Q>(block, q); });
+
+  SraAttentionArgs heads{};
+  heads.q = queries.data(), heads.kv = memory.key_values(), heads.out = attended.data();
+  heads.N = N, heads.heads = kHeads, heads.scale = memory.scale(), heads.parts = 1;
+  conflicts +=
+      launch_on_host<Heads::kWarps>(B * kHeads, Heads::shared_bytes(heads.kv.blocks()), 13,
+                                    [&](auto& block) { sra_attention<Heads>(block, heads); });
+
+  StreamedLinearArgs proj{};
+  proj.x = attended.data(), proj.rows = rows, proj.depth = C;
+  proj.weight = memory.proj.bytes(), proj.bias = memory.proj_bias.data();
+  proj.out = memory.x.data(), proj.columns = C, proj.block_columns = Projection::kColumns;
+  conflicts += launch_on_host<Projection::kWarps>(
+      (rows + Projection::kRows - 1) / Projection::kRows * (C / Projection::kColumns),
+      Projection::kSharedBytes, 14, [&](auto& block) { streamed_linear<Projection>(block, proj); });
+
+  CHECK(conflicts == 0);
+  CAPTURE(C);
+  CHECK(memory.error_ratio() < kMaxErrorRatio);
+}
+
+template <class scalar_t, int C, int kDepth, int kSlots>
+using Query = LinearConfig<scalar_t, C, Source::kTokens, Then::kStore, 4, kDepth, kSlots>;
+template <class scalar_t, int kDepth>
+using Projection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kDepth, 4>;
 
 }  // namespace
 
@@ -116,6 +192,13 @@ TEST_CASE("attention_block_: every number of keys") {
 
 TEST_CASE("attention_block_: one key takes nearly all") {
   check_attention<AttentionBlockConfig<BFloat16, 64, 64, 4, 64, 3>>(1, 16, 200, 8);
+}
+
+TEST_CASE("attention_block_: three kernels, few rows") {
+  check_layers<Query<BFloat16, 320, 160, 2>, SraAttentionConfig<BFloat16, 64, 4>,
+               Projection<BFloat16, 160>>(2, 35, 49);
+  check_layers<Query<Half, 256, 128, 2>, SraAttentionConfig<Half, 32, 4>, Projection<Half, 128>>(
+      1, 16, 130);
 }
 
 }  // namespace pvt::cuda
