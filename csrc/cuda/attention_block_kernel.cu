@@ -10,8 +10,13 @@
 namespace pvt::cuda {
 namespace {
 
+// Blocks of a multiprocessor, so that they hide each other's waiting: registers for 16 warps, as far
+// as there is shared memory for them.
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
+constexpr int kBlocks = Config::C <= 256 ? 16 / Config::kWarps : Config::C <= 320 ? 3 : 2;
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, kBlocks<Config>)
     attention_block_kernel(AttentionBlockArgs args) {
   DeviceBlock<Config::kWarps> block;
   attention_block<Config>(block, args);
@@ -37,10 +42,11 @@ void run_few_channels(const Device& device, int64_t B, const AttentionBlockArgs&
   return many ? run_block<Wide>(device, B, args) : run_block<Narrow>(device, B, args);
 }
 
-// What is resident in shared memory, tokens and slots, is less than 99 KB, which every device has.
+// What is in shared memory, heads and slots, is less than 99 KB, which every device has.
 template <class scalar_t, int C, int kHeadDim>
 using ManyChannels = AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4,
-                                          /*kDepth=*/C % 160 == 0 ? 160 : 128, /*kSlots=*/2>;
+                                          /*kDepth=*/C == 160 ? 160 : C == 320 ? 64 : 128,
+                                          /*kSlots=*/2>;
 
 // ---- three kernels, with queries and the heads' results between them in memory ----
 

@@ -171,15 +171,15 @@ using Projection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kD
 TEST_CASE("attention_block_: heads of 64 channels") {
   check_attention<AttentionBlockConfig<BFloat16, 64, 64, 4, 64, 3>>(2, 70, 49);
   check_attention<AttentionBlockConfig<Half, 128, 64, 4, 128, 3>>(1, 17, 50);
-  check_attention<AttentionBlockConfig<BFloat16, 320, 64, 4, 160, 2>>(1, 16, 49);
-  check_attention<AttentionBlockConfig<BFloat16, 512, 64, 4, 128, 3>>(2, 5, 50);
+  check_attention<AttentionBlockConfig<BFloat16, 320, 64, 4, 64, 2>>(1, 16, 100);
+  check_attention<AttentionBlockConfig<BFloat16, 512, 64, 4, 128, 2>>(2, 5, 50);
 }
 
 TEST_CASE("attention_block_: heads of 32 channels") {
   check_attention<AttentionBlockConfig<BFloat16, 32, 32, 4, 32, 3>>(1, 65, 7);
   check_attention<AttentionBlockConfig<Half, 64, 32, 8, 64, 3>>(1, 130, 16);
-  check_attention<AttentionBlockConfig<BFloat16, 160, 32, 4, 160, 3>>(3, 15, 100);
-  check_attention<AttentionBlockConfig<BFloat16, 256, 32, 4, 128, 3>>(1, 1, 64);
+  check_attention<AttentionBlockConfig<BFloat16, 160, 32, 4, 160, 2>>(3, 15, 100);
+  check_attention<AttentionBlockConfig<BFloat16, 256, 32, 4, 128, 2>>(1, 1, 64);
 }
 
 TEST_CASE("attention_block_: every number of keys") {
