@@ -234,9 +234,9 @@ class AttentionRows {
 template <class Config, class Block>
 PVT_DEVICE void attention_block(Block& block, const AttentionBlockArgs& args) {
   using Warp = typename Block::Warp;
-  const int64_t image = block.index() / args.blocks_per_image;
+  const int index = static_cast<int>(block.index()), image = index / args.blocks_per_image;
   const int64_t first =
-      (block.index() - image * args.blocks_per_image) * Config::kRows + block.warp() * kTile;
+      int64_t{index - image * args.blocks_per_image} * Config::kRows + block.warp() * kTile;
   const AttentionCopies<Config, Block> copy(block, args, image);
   PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy)> chunks(
       block, copy.count(), copy);

@@ -182,20 +182,22 @@ PVT_DEVICE void normalise(Strip<Warp> (&strips)[kStrips][1], const float* weight
   }
 }
 
-// LayerNorm of rows in memory, 32 channels at a time: use(s, operands). Rows are read twice, the
-// second time from the nearest cache, so that few of them need registers at once.
+// LayerNorm of rows in memory, 32 channels at a time: use(s, operands). Long rows are read twice,
+// the second time from the nearest cache, so that few numbers need registers at once.
 template <class scalar_t, int kStrips, class Warp, int kTiles, class Rows, class Use>
 PVT_DEVICE void each_normalised(const void* x, const Rows& rows, const float* weight,
                                 const float* bias, float eps, const Use& use) {
+  constexpr bool kTwice = kStrips * kTiles > 2;
   Operand<Warp> all[kStrips][kTiles];
   load_rows(x, rows, all);
   const RowNorm<scalar_t, Warp, kTiles> norm(all, eps);
-  Warp::forget_loads();
+  if constexpr (kTwice)
+    Warp::forget_loads();
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-    Operand<Warp> operands[kTiles];
-    load_strip(x, rows, s, operands);
-    norm.apply(weight + s * kStrip, bias + s * kStrip, operands);
-    use(s, operands);
+    if constexpr (kTwice)
+      load_strip(x, rows, s, all[s]);
+    norm.apply(weight + s * kStrip, bias + s * kStrip, all[s]);
+    use(s, all[s]);
   }
 }
 

@@ -169,7 +169,7 @@ using Projection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kD
 }  // namespace
 
 TEST_CASE("attention_block_: heads of 64 channels") {
-  check_attention<AttentionBlockConfig<BFloat16, 64, 64, 4, 64, 3>>(2, 70, 49);
+  check_attention<AttentionBlockConfig<BFloat16, 64, 64, 8, 64, 3>>(2, 150, 49);
   check_attention<AttentionBlockConfig<Half, 128, 64, 4, 128, 3>>(1, 17, 50);
   check_attention<AttentionBlockConfig<BFloat16, 320, 64, 4, 64, 2>>(1, 16, 100);
   check_attention<AttentionBlockConfig<BFloat16, 512, 64, 4, 128, 2>>(2, 5, 50);
