@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "checks.h"
 #include "cuda/convolve_impl.h"
 #include "cuda/device_block.h"
@@ -11,10 +13,24 @@
 namespace pvt::cuda {
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) convolve_kernel(ConvolveArgs args) {
+__global__ void __launch_bounds__(Config::kWarps* kLanes, Config::kBlocks)
+    convolve_kernel(ConvolveArgs args) {
   DeviceBlock<Config::kWarps> block;
   convolve<Config>(block, args);
 }
+
+// Many patches: as many columns to a block as registers hold sums of, for few copies of weights.
+template <class scalar_t, int C, bool kNorm, int kStrips>
+using WideConvolution =
+    ConvolveConfig<scalar_t, C, kNorm, /*kTiles=*/!kNorm && kStrips <= 4 ? 2 : 1, kStrips,
+                   /*kWarps=*/4, /*kDepth=*/kNorm && C % 64 == 0 ? 64 : 32,
+                   /*kSlots=*/kNorm && C % 64 == 0 ? 3 : 4>;
+
+// Few patches: small blocks, that there may be more of them.
+template <class scalar_t, int C, bool kNorm>
+using NarrowConvolution =
+    ConvolveConfig<scalar_t, C, kNorm, /*kTiles=*/1, /*kStrips=*/1, /*kWarps=*/4,
+                   /*kDepth=*/C <= 128 ? C : (C % 64 == 0 ? 64 : 32), /*kSlots=*/4>;
 
 // The convolution of a spatial reduction, whose windows lie side by side; norm and weight are left
 // to set.   tokens: vector_rows() of x [B, H * W, C], which has to live as long
@@ -31,23 +47,43 @@ inline ConvolveArgs reduction_args(const ReductionShape& s, const Tensor& tokens
   return args;
 }
 
-// Returns the sums, [args.splits, rows, C_out], and sets args.splits. kStrips: of 32 columns that a
-// block has, a divisor of those of C_out.
-template <class scalar_t, int C, int kStrips, bool kNorm>
-Tensor run_convolution(const Device& device, const Tensor& like, ConvolveArgs& args) {
-  using Config = ConvolveConfig<scalar_t, C, kStrips, kNorm, /*kWarps=*/4,
-                                /*kDepth=*/C % 64 == 0 ? 64 : 32, /*kSlots=*/3>;
-  const int64_t blocks =
-      (args.rows + Config::kRows - 1) / Config::kRows * (args.C_out / Config::kColumns);
+// Every split is one more that the next kernel adds to what it has, while the positions of a split
+// follow each other too: between these, 16 of the 64 positions of an 8 x 8 kernel.
+inline int64_t most_splits(const ConvolveArgs& args) {
   const int64_t positions = int64_t{args.kernel_size} * args.kernel_size;
   const int64_t most = INT32_MAX / positions;  // the kernel multiplies both
-  args.splits = parts_of(device, blocks, std::min(positions, most));
-  const Tensor sums =
-      torch::stable::new_empty(like, {args.splits, args.rows, args.C_out}, ScalarType::Float);
-  args.sums = static_cast<float*>(sums.mutable_data_ptr());
+  return std::min({positions, int64_t{2} * args.kernel_size, most});
+}
+
+template <class Config>
+int64_t blocks_of(const ConvolveArgs& args) {
+  return (args.rows + Config::kRows - 1) / Config::kRows * (args.C_out / Config::kColumns);
+}
+
+template <class Config>
+Tensor launch_convolution(const Device& device, const Tensor& like, ConvolveArgs& args) {
+  const int64_t blocks = blocks_of<Config>(args);
+  args.splits = parts_at_once(device, blocks, most_splits(args), Config::kBlocks);
+  const bool finishes =
+      args.end.out != nullptr && args.splits == 1 && args.C_out == Config::kColumns;
+  const Tensor sums = torch::stable::new_empty(
+      like, {finishes ? 0 : args.splits, args.rows, args.C_out}, ScalarType::Float);
+  args.sums = finishes ? nullptr : static_cast<float*>(sums.mutable_data_ptr());
   launch<convolve_kernel<Config>>(device, blocks * args.splits, Config::kWarps * kLanes,
                                   Config::kSharedBytes, args);
   return sums;
+}
+
+// Returns the sums, [args.splits, rows, C_out], and sets args.splits and args.sums; sums is null if
+// rows are finished, as args.end says, if that says where. kStrips: of 32 columns that a block has
+// if there are many patches, a divisor of those of C_out.
+template <class scalar_t, int C, int kStrips, bool kNorm>
+Tensor run_convolution(const Device& device, const Tensor& like, ConvolveArgs& args) {
+  using Wide = WideConvolution<scalar_t, C, kNorm, kStrips>;
+  if (blocks_of<Wide>(args) * most_splits(args) >= device.multiprocessors()) {
+    return launch_convolution<Wide>(device, like, args);
+  }
+  return launch_convolution<NarrowConvolution<scalar_t, C, kNorm>>(device, like, args);
 }
 
 }  // namespace pvt::cuda

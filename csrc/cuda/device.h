@@ -10,11 +10,14 @@
 #define PVT_HOST_DEVICE __host__ __device__ __forceinline__
 #define PVT_UNROLL _Pragma("unroll")
 #define PVT_NO_UNROLL _Pragma("unroll 1")
+#define PVT_PRAGMA(text) _Pragma(#text)
+#define PVT_UNROLL_BY(times) PVT_PRAGMA(unroll times)
 #else
 #define PVT_DEVICE inline
 #define PVT_HOST_DEVICE inline
 #define PVT_UNROLL
 #define PVT_NO_UNROLL
+#define PVT_UNROLL_BY(times)
 #endif
 
 namespace pvt::cuda {

@@ -126,15 +126,9 @@ class ImagePatches {
   template <int C>
   PVT_DEVICE void add_positions(int s, Strip<Warp>& strip) const {
     PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      PVT_UNROLL for (int c = 0; c < 8; c += 4) {
-        typename Warp::Float four[4];
-        Warp::load_floats(args_.position,
-                          in_image_[half] * int64_t{C} + ((Warp::lane() & 3) << 3) + s * kStrip + c,
-                          four, exists_[half]);
-        PVT_UNROLL for (int i = 0; i < 4; ++i) {
-          strip.at(half, c + i) = strip.at(half, c + i) + four[i];
-        }
-      }
+      add_floats(args_.position,
+                 in_image_[half] * int64_t{C} + ((Warp::lane() & 3) << 3) + s * kStrip,
+                 exists_[half], half, strip);
     }
   }
 

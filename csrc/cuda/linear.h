@@ -9,7 +9,8 @@
 namespace pvt::cuda {
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes, 1) linear_kernel(LinearArgs args) {
+__global__ void __launch_bounds__(Config::kWarps* kLanes, Config::kBlocks)
+    linear_kernel(LinearArgs args) {
   DeviceBlock<Config::kWarps> block;
   linear<Config>(block, args);
 }
@@ -22,11 +23,12 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
 }
 
 // Shares columns out too if rows alone do not fill the GPU: sets args.block_columns.
-template <class Config, auto kKernel, class Args>
-void launch_linear(const Device& device, Args args) {
+//   share(row groups, column groups): the parts of the columns
+template <class Config, auto kKernel, class Args, class Share>
+void launch_linear(const Device& device, Args args, const Share& share) {
   const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
   const int groups = args.columns / Config::kColumns;
-  const int parts = parts_of(device, tiles, groups);
+  const int parts = share(tiles, groups);
   args.block_columns = (groups + parts - 1) / parts * Config::kColumns;
   const int64_t blocks = tiles * ((args.columns + args.block_columns - 1) / args.block_columns);
   launch<kKernel>(device, blocks, Config::kWarps * kLanes, Config::kSharedBytes, args);
@@ -37,12 +39,15 @@ void run_linear(const Device& device, const LinearArgs& args) {
   constexpr int kDepth = C == 320 ? 160 : C > 160 ? 128 : C;
   using Config =
       LinearConfig<scalar_t, C, kSource, kThen, /*kWarps=*/4, kDepth, /*kSlots=*/C <= 128 ? 3 : 2>;
-  launch_linear<Config, linear_kernel<Config>>(device, args);
+  launch_linear<Config, linear_kernel<Config>>(device, args, [&](int64_t tiles, int groups) {
+    return parts_at_once(device, tiles, groups, Config::kBlocks);
+  });
 }
 
 template <class Config>
 void run_streamed_linear(const Device& device, const StreamedLinearArgs& args) {
-  launch_linear<Config, streamed_linear_kernel<Config>>(device, args);
+  launch_linear<Config, streamed_linear_kernel<Config>>(
+      device, args, [&](int64_t tiles, int groups) { return parts_of(device, tiles, groups); });
 }
 
 }  // namespace pvt::cuda

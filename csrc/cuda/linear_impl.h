@@ -40,6 +40,7 @@ struct LinearConfig {
   static constexpr int kParts = C / kDepth_, kPartStrips = kDepth_ / kStrip;
   static constexpr int kSlotBytes = kColumnStrips * kPartStrips * kSquare;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
+  static constexpr int kBlocks = C <= 160 ? 3 : 2;  // that a multiprocessor has registers for
 };
 
 // LayerNorm of bias + the sum of all splits, in the order of the splits, as operands. kActive: and
@@ -47,29 +48,29 @@ struct LinearConfig {
 template <class scalar_t, bool kActive, class Warp, int kStrips>
 PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
                           Operand<Warp> (&operands)[kStrips][1]) {
-  using Float = typename Warp::Float;
   constexpr int C = kStrips * kStrip;
   const auto lane = Warp::lane();
   Strip<Warp> strips[kStrips][1];
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
     strips[s][0] = bias_strip<Warp>(args.sums_bias + s * kStrip);
   }
-  PVT_NO_UNROLL for (int split = 0; split < args.splits; ++split) {
+  const auto add = [&](int split) {
     const float* x = static_cast<const float*>(args.x) + split * args.rows * C;
     PVT_UNROLL for (int half = 0; half < 2; ++half) {
       const auto row = first + 8 * half + (lane >> 2);
       PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-        PVT_UNROLL for (int c = 0; c < 8; c += 4) {
-          Float four[4];
-          Warp::load_floats(x, row * int64_t{C} + ((lane & 3) << 3) + s * kStrip + c, four,
-                            row < args.rows);
-          PVT_UNROLL for (int i = 0; i < 4; ++i) {
-            strips[s][0].at(half, c + i) = strips[s][0].at(half, c + i) + four[i];
-          }
-        }
+        add_floats(x, row * int64_t{C} + ((lane & 3) << 3) + s * kStrip, row < args.rows, half,
+                   strips[s][0]);
       }
     }
+  };
+  // Several at a time: their loads do not wait for each other.
+  constexpr int kAtOnce = kStrips <= 2 ? 4 : kStrips <= 5 ? 2 : 1;
+  int split = 0;
+  PVT_NO_UNROLL for (; split + kAtOnce <= args.splits; split += kAtOnce) {
+    PVT_UNROLL for (int i = 0; i < kAtOnce; ++i) add(split + i);
   }
+  PVT_NO_UNROLL for (; split < args.splits; ++split) add(split);
   normalise(strips, args.norm_weight, args.norm_bias, args.eps);
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
     if constexpr (kActive)

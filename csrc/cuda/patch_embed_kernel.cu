@@ -1,9 +1,8 @@
 // patch_embed on CUDA: which maps have kernels, and their launch. Of an image it is one; of tokens
-// it is two, the convolution and the norm of what that leaves.
+// it is one too, or two: the convolution and the norm of what that leaves.
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
-#include "cuda/convolve.h"
 #include "cuda/image_embed_impl.h"
 #include "cuda/packed.h"
 #include "cuda/patch_norm.h"
@@ -58,16 +57,12 @@ bool is_token_map(const Tensor& x) {
 
 template <class scalar_t, int C_in, int kStrips>
 void run_tokens(const Embedding& e) {
-  ConvolveArgs convolution{};
-  e.fill(convolution);
-  convolution.C_out = static_cast<int>(e.shape.C);
-  const Tensor sums = run_convolution<scalar_t, C_in, kStrips, false>(e.device, e.x, convolution);
-  PatchNormArgs args{};
-  e.fill_end(args);
-  args.sums = static_cast<const float*>(sums.const_data_ptr());
-  args.rows = convolution.rows, args.splits = convolution.splits, args.C = convolution.C_out;
-  args.image_rows = e.image_rows();
-  run_patch_norm<scalar_t>(e.device, args);
+  ConvolveArgs args{};
+  e.fill(args);
+  e.fill_end(args.end);
+  args.end.image_rows = e.image_rows();
+  args.C_out = static_cast<int>(e.shape.C);
+  run_patches<scalar_t, C_in, kStrips>(e.device, e.x, args);
 }
 
 // Runs kernels if there are some for so many channels.

@@ -1,8 +1,7 @@
-// The end of patch_embed and of spatial_reduction: LayerNorm of what convolve() left, and
-// positions.
+// The end of patch_embed and of spatial_reduction where convolve() left sums.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/patch_end.h"
 
 namespace pvt::cuda {
 
@@ -10,13 +9,7 @@ struct PatchNormArgs {
   const float* sums;  // [splits, rows, C]
   int64_t rows;
   int splits, C;
-  const float* bias;  // of the convolution, [C]
-  const float* norm_weight;
-  const float* norm_bias;
-  float eps;
-  const float* position;  // [image_rows, C], or null
-  int64_t image_rows;     // of an image
-  void* out;              // [rows, C]
+  PatchEnd end;
 };
 
 // A warp has a row, a lane eight channels of every 256, of up to kMaxChannels.
@@ -53,7 +46,7 @@ PVT_DEVICE void patch_norm(Block& block, const PatchNormArgs& args) {
   PVT_UNROLL for (int v = 0; v < kVectors; ++v) {
     PVT_UNROLL for (int c = 0; c < 8; ++c) values[v][c] = Float(0.f);
   }
-  add(args.bias, 0);
+  add(args.end.bias, 0);
   for (int split = 0; split < args.splits; ++split)
     add(args.sums, split * args.rows + row);
 
@@ -69,26 +62,26 @@ PVT_DEVICE void patch_norm(Block& block, const PatchNormArgs& args) {
       squares = Warp::fma(values[v][c], values[v][c], squares);
     }
   }
-  const Float scale = Warp::rsqrt(Warp::fma(sum_of_warp(squares), share, Float(args.eps)));
+  const Float scale = Warp::rsqrt(Warp::fma(sum_of_warp(squares), share, Float(args.end.eps)));
   PVT_UNROLL for (int v = 0; v < kVectors; ++v) {
     const auto exists = channel(v) < args.C;
     PVT_UNROLL for (int c = 0; c < 8; c += 4) {
       Float w[4], b[4];
-      Warp::load_floats(args.norm_weight, channel(v) + c, w, exists);
-      Warp::load_floats(args.norm_bias, channel(v) + c, b, exists);
+      Warp::load_floats(args.end.norm_weight, channel(v) + c, w, exists);
+      Warp::load_floats(args.end.norm_bias, channel(v) + c, b, exists);
       PVT_UNROLL for (int i = 0; i < 4; ++i) {
         values[v][c + i] = Warp::fma(values[v][c + i] * scale, w[i], b[i]);
       }
     }
   }
-  if (args.position != nullptr)
-    add(args.position, row % args.image_rows);
+  if (args.end.position != nullptr)
+    add(args.end.position, row % args.end.image_rows);
   PVT_UNROLL for (int v = 0; v < kVectors; ++v) {
     typename Warp::Vector packed;
     PVT_UNROLL for (int i = 0; i < 4; ++i) {
       packed.word[i] = Warp::template pack<scalar_t>(values[v][2 * i], values[v][2 * i + 1]);
     }
-    Warp::store(args.out, row * int64_t{2} * args.C + (channel(v) << 1), packed,
+    Warp::store(args.end.out, row * int64_t{2} * args.C + (channel(v) << 1), packed,
                 channel(v) < args.C);
   }
 }

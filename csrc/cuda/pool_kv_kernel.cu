@@ -53,7 +53,7 @@ bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, const P
     case 320:
       return run<scalar_t, 320, 5>(device, x, pooling, sr_weight, args), true;
     case 512:
-      return run<scalar_t, 512, 4>(device, x, pooling, sr_weight, args), true;
+      return run<scalar_t, 512, 2>(device, x, pooling, sr_weight, args), true;
     default:
       return false;
   }

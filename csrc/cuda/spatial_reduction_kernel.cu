@@ -1,10 +1,9 @@
-// spatial_reduction on CUDA: which tokens have kernels, and their launch. There are two: the
-// convolution of tokens, whose weight takes its panels first, and the norm of what that leaves.
+// spatial_reduction on CUDA: which tokens have kernels, and their launch. The weight takes its
+// panels first.
 #include <torch/csrc/stable/library.h>
 
 #include "aten/call.h"
 #include "aten/kernels.h"
-#include "cuda/convolve.h"
 #include "cuda/packed.h"
 #include "cuda/patch_norm.h"
 
@@ -19,31 +18,27 @@ Tensor in_panels(const Tensor& weight) {
 }
 
 template <class scalar_t, int C, int kStrips>
-void run(const Device& device, const Tensor& x, const Tensor& weight, ConvolveArgs convolution,
-         PatchNormArgs args) {
+void run(const Device& device, const Tensor& x, const Tensor& weight, ConvolveArgs args) {
   const Weight packed(in_panels(weight));
-  convolution.weight = packed.data();
-  const Tensor sums = run_convolution<scalar_t, C, kStrips, false>(device, x, convolution);
-  args.sums = static_cast<const float*>(sums.const_data_ptr());
-  args.splits = convolution.splits;
-  run_patch_norm<scalar_t>(device, args);
+  args.weight = packed.data();
+  run_patches<scalar_t, C, kStrips>(device, x, args);
 }
 
 // Runs the kernels if there are some for so many channels.
 template <class scalar_t>
 bool dispatch_channels(const Device& device, const Tensor& x, const Tensor& weight,
-                       const ConvolveArgs& convolution, const PatchNormArgs& args) {
-  switch (args.C) {
+                       const ConvolveArgs& args) {
+  switch (args.C_out) {
     case 32:
-      return run<scalar_t, 32, 1>(device, x, weight, convolution, args), true;
+      return run<scalar_t, 32, 1>(device, x, weight, args), true;
     case 64:
-      return run<scalar_t, 64, 2>(device, x, weight, convolution, args), true;
+      return run<scalar_t, 64, 2>(device, x, weight, args), true;
     case 128:
-      return run<scalar_t, 128, 4>(device, x, weight, convolution, args), true;
+      return run<scalar_t, 128, 4>(device, x, weight, args), true;
     case 160:
-      return run<scalar_t, 160, 5>(device, x, weight, convolution, args), true;
+      return run<scalar_t, 160, 5>(device, x, weight, args), true;
     case 320:
-      return run<scalar_t, 320, 5>(device, x, weight, convolution, args), true;
+      return run<scalar_t, 320, 5>(device, x, weight, args), true;
     default:
       return false;
   }
@@ -62,16 +57,13 @@ Tensor spatial_reduction_cuda(const Tensor& x, int64_t H, int64_t W, const Tenso
     const Tensor tokens = vector_rows(x);
     const Vector conv_bias(bias), norm_w(norm_weight), norm_b(norm_bias);
     Tensor out = torch::stable::new_empty(x, {s.B, s.kv_len(), s.C});
-    const ConvolveArgs convolution = reduction_args(s, tokens);
-    PatchNormArgs args{};
-    args.rows = convolution.rows, args.C = convolution.C_out;
-    args.bias = conv_bias.data();
-    args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data();
-    args.eps = static_cast<float>(eps);
-    args.out = out.mutable_data_ptr();
+    ConvolveArgs args = reduction_args(s, tokens);
+    args.end = {conv_bias.data(),        norm_w.data(), norm_b.data(),
+                static_cast<float>(eps), nullptr,       0,
+                out.mutable_data_ptr()};
     bool done = false;
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
-      done = dispatch_channels<decltype(type)>(device, tokens, weight, convolution, args);
+      done = dispatch_channels<decltype(type)>(device, tokens, weight, args);
     });
     if (done) {
       return out;

@@ -70,7 +70,7 @@ class RowNorm {
       }
     }
   }
-  // Of rows in memory, which are read twice, all at once: each load is waited for.
+  // Of rows in memory, which are read twice, all at once: every four loads are waited for.
   template <class Rows>
   PVT_DEVICE RowNorm(const void* x, const Rows& rows, int channels, float eps) {
     const float share = 1.f / static_cast<float>(channels);
@@ -81,7 +81,7 @@ class RowNorm {
       }
     };
     const auto each_strip = [&](const auto& visit) {
-      PVT_NO_UNROLL for (int s = 0; s < channels / kStrip; ++s) {
+      PVT_UNROLL_BY(4) for (int s = 0; s < channels / kStrip; ++s) {
         Operand<Warp> strip[kTiles];
         load_strip(x, rows, s, strip);
         each([&](int tile, int half) { visit(strip[tile], tile, half); });
@@ -149,35 +149,53 @@ class RowNorm {
 };
 
 // The LayerNorm of sums, in place.
-template <class Warp, int kStrips>
-PVT_DEVICE void normalise(Strip<Warp> (&strips)[kStrips][1], const float* weight, const float* bias,
-                          float eps) {
+template <class Warp, int kStrips, int kTiles>
+PVT_DEVICE void normalise(Strip<Warp> (&strips)[kStrips][kTiles], const float* weight,
+                          const float* bias, float eps) {
   using Float = typename Warp::Float;
   constexpr float kShare = 1.f / (kStrips * kStrip);
-  Float mean[2], scale[2];
-  PVT_UNROLL for (int half = 0; half < 2; ++half) {
-    Float sum = Float(0.f), squares = Float(0.f);
-    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) sum = sum + strips[s][0].at(half, c);
-    }
-    mean[half] = sum_of_row<Warp>(sum) * Float(kShare);
-    PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) {
-        const Float difference = strips[s][0].at(half, c) - mean[half];
-        squares = Warp::fma(difference, difference, squares);
+  Float mean[kTiles][2], scale[kTiles][2];
+  PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      Float sum = Float(0.f), squares = Float(0.f);
+      PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+        PVT_UNROLL for (int c = 0; c < 8; ++c) sum = sum + strips[s][tile].at(half, c);
       }
+      mean[tile][half] = sum_of_row<Warp>(sum) * Float(kShare);
+      PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+        PVT_UNROLL for (int c = 0; c < 8; ++c) {
+          const Float difference = strips[s][tile].at(half, c) - mean[tile][half];
+          squares = Warp::fma(difference, difference, squares);
+        }
+      }
+      scale[tile][half] =
+          Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(kShare), Float(eps)));
     }
-    scale[half] = Warp::rsqrt(Warp::fma(sum_of_row<Warp>(squares), Float(kShare), Float(eps)));
   }
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
     Float w[8], b[8];
     load_channels<Warp>(weight + s * kStrip, w);
     load_channels<Warp>(bias + s * kStrip, b);
-    PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      PVT_UNROLL for (int c = 0; c < 8; ++c) {
-        const Float unit = (strips[s][0].at(half, c) - mean[half]) * scale[half];
-        strips[s][0].at(half, c) = Warp::fma(unit, w[c], b[c]);
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        PVT_UNROLL for (int c = 0; c < 8; ++c) {
+          const Float unit = (strips[s][tile].at(half, c) - mean[tile][half]) * scale[tile][half];
+          strips[s][tile].at(half, c) = Warp::fma(unit, w[c], b[c]);
+        }
       }
+    }
+  }
+}
+
+// Adds floats from `first` on, eight of the lane's, to row g + 8 half.
+template <class Warp>
+PVT_DEVICE void add_floats(const float* x, const typename Warp::Offset& first,
+                           const typename Warp::Mask& valid, int half, Strip<Warp>& strip) {
+  PVT_UNROLL for (int c = 0; c < 8; c += 4) {
+    typename Warp::Float four[4];
+    Warp::load_floats(x, first + c, four, valid);
+    PVT_UNROLL for (int i = 0; i < 4; ++i) {
+      strip.at(half, c + i) = strip.at(half, c + i) + four[i];
     }
   }
 }

@@ -117,6 +117,15 @@ MANY_ROWS = [
     *(("conv_mlp_block_", cases.ConvMlpCase(12, 56, 57, C, 512)) for C in (32, 64, 128, 160)),
     *(("conv_mlp_block_", cases.ConvMlpCase(128, 14, 14, C, 1280)) for C in (256, 320, 512)),
 ]
+# The same of patches. Some blocks have all columns of theirs, and finish them.
+MANY_PATCHES = [
+    *(
+        ("patch_embed", cases.PatchCase(40, C_in, 54, 56, C, 2, 2, tokens=True))
+        for C_in, C in PATCHES
+    ),
+    *(("reduce_kv", cases.KvCase(60, 7 * R, 7 * R + 1, C, R)) for R, C in REDUCTIONS if R),
+    *(("spatial_reduction", cases.ReductionCase(40, 56, 55, C, 2)) for C in (32, 64, 128, 160)),
+]
 # What a profiler calls the kernels of each.
 KERNELS = {
     "mlp_block_": "linear_kernel",
@@ -124,9 +133,9 @@ KERNELS = {
     "attention_block_": "attention_block_kernel",
     "reduce_kv": "linear_kernel",
     "pool_kv": "pool_kernel",
-    "patch_embed": "patch_norm_kernel",
+    "patch_embed": "convolve_kernel",
     "sra_attention": "sra_attention_kernel",
-    "spatial_reduction": "patch_norm_kernel",
+    "spatial_reduction": "convolve_kernel",
 }
 
 
@@ -195,6 +204,17 @@ def test_many_rows(name, case, dtype, gpu):
     in_registers = name == "mlp_block_" and case.C <= 256
     expected = "mlp_block" if in_registers else "streamed_linear_kernel"
     assert any(expected in key for key in names), names
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "case"), MANY_PATCHES, ids=str)
+def test_many_patches(name, case, dtype, gpu):
+    inputs = drawn(case, gpu, dtype)
+    check(name, inputs, gpu)
+    names = kernels_of(name, inputs)
+    finishes = name != "reduce_kv" and case.C <= 160
+    after = "linear_kernel" if name == "reduce_kv" else "patch_norm_kernel"
+    assert any(after in key for key in names) != finishes, names
 
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)

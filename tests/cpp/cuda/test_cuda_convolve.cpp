@@ -48,16 +48,16 @@ struct Convolution {
     return round(linear(inputs, weight, bias));
   }
 
-  // The sums that convolve() leaves, in `splits` parts.
+  // The sums that convolve() leaves, in `splits` parts; none if it finishes the rows at `end`.
   template <class Config>
-  std::vector<float> run(int splits) {
+  std::vector<float> run(int splits, const PatchEnd& end = {}) {
     using scalar_t = typename Config::scalar_t;
     Bits<scalar_t> tokens(x);
     const Bits<scalar_t> packed_weight =
         packed<scalar_t>(weight, C_out, C * kernel_size * kernel_size);
     const Floats norm_w(norm_weight), norm_b(norm_bias);
-    const int64_t size = splits * rows() * C_out;
-    Floats sums(std::vector<double>(size, NAN));
+    const int64_t size = end.out != nullptr ? 0 : splits * rows() * C_out;
+    Floats sums(std::vector<double>(std::max<int64_t>(size, 1), NAN));
     const ConvolveArgs args{tokens.data(),
                             H * W * C * 2,
                             W * C * 2,
@@ -71,12 +71,13 @@ struct Convolution {
                             norm_b.data(),
                             1e-6f,
                             packed_weight.bytes(),
-                            sums.data(),
+                            size == 0 ? nullptr : sums.data(),
                             rows(),
                             static_cast<int>(out_H()),
                             static_cast<int>(out_W()),
                             static_cast<int>(C_out),
-                            splits};
+                            splits,
+                            end};
     const int64_t blocks =
         (rows() + Config::kRows - 1) / Config::kRows * (C_out / Config::kColumns) * splits;
     const int64_t conflicts = launch_on_host<Config::kWarps>(
@@ -141,7 +142,7 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   using scalar_t = typename Convolve::scalar_t;
   const int64_t C = conv.C, columns = 2 * C;
   conv.template fill<scalar_t>();
-  const std::vector<float> sums = conv.run<Convolve>(splits);
+  const std::vector<float> sums = conv.template run<Convolve>(splits);
   const Head head = Head::random<scalar_t>(C, columns);
   const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
   const Bits<scalar_t> kv = run_linear<Config>(head, aligned.data(), conv.rows(), splits, conv.bias,
@@ -158,24 +159,33 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   CHECK(errors.ratio() < kMaxErrorRatio);
 }
 
+// The rows of patch_embed and spatial_reduction. fused: of convolve() alone
 template <class Convolve>
-void check_patches(Convolution conv, int splits, bool positions) {
+void check_patches(Convolution conv, int splits, bool positions, bool fused = false) {
   using scalar_t = typename Convolve::scalar_t;
   const int64_t C = conv.C_out, image_rows = conv.out_H() * conv.out_W();
   conv.template fill<scalar_t>();
-  const std::vector<float> sums = conv.run<Convolve>(splits);
   const Head norm = Head::random<scalar_t>(C, 0);
   const std::vector<double> table = random_numbers<scalar_t>(image_rows * C, 10);
-  const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
   const Floats bias(conv.bias), norm_weight(norm.norm_weight), norm_bias(norm.norm_bias);
   const Floats position(table);
   Bits<scalar_t> out(std::vector<double>(conv.rows() * C, NAN));
-  const PatchNormArgs args{aligned.data(),      conv.rows(), splits,
-                           static_cast<int>(C), bias.data(), norm_weight.data(),
-                           norm_bias.data(),    1e-5f,       positions ? position.data() : nullptr,
-                           image_rows,          out.data()};
-  launch_on_host<8>((conv.rows() + 7) / 8, 0, 13,
-                    [&](auto& block) { patch_norm<scalar_t>(block, args); });
+  const PatchEnd end{bias.data(),
+                     norm_weight.data(),
+                     norm_bias.data(),
+                     1e-5f,
+                     positions ? position.data() : nullptr,
+                     image_rows,
+                     out.data()};
+  if (fused) {
+    conv.template run<Convolve>(splits, end);
+  } else {
+    const std::vector<float> sums = conv.template run<Convolve>(splits);
+    const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
+    const PatchNormArgs args{aligned.data(), conv.rows(), splits, static_cast<int>(C), end};
+    launch_on_host<8>((conv.rows() + 7) / 8, 0, 13,
+                      [&](auto& block) { patch_norm<scalar_t>(block, args); });
+  }
   const auto finish = [&](int64_t row, const auto& round) {
     const std::vector<double> patch = conv.patch(row, round);
     std::vector<double> token =
@@ -209,17 +219,30 @@ Convolution embedding(int64_t B, int64_t H, int64_t W, int64_t C, int64_t C_out,
 }  // namespace
 
 TEST_CASE("reduce_kv: on a smaller grid") {
-  check_reduction<ConvolveConfig<BFloat16, 64, 2, true, 4, 64, 3>,
-                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(2, 24, 17, 64, 8), 8,
+  check_reduction<ConvolveConfig<BFloat16, 64, true, 1, 2, 4, 64, 3>,
+                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(2, 24, 17, 64, 8), 7,
                                                                  128);
-  check_reduction<ConvolveConfig<Half, 128, 4, true, 4, 64, 3>,
+  check_reduction<ConvolveConfig<Half, 128, true, 1, 4, 4, 64, 3>,
                   Linear<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 13, 22, 128, 4), 3, 64);
-  check_reduction<ConvolveConfig<BFloat16, 320, 5, true, 4, 64, 3>,
+  check_reduction<ConvolveConfig<BFloat16, 320, true, 1, 5, 4, 64, 3>,
                   Linear<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2), 1,
                                                                    192);
-  check_reduction<ConvolveConfig<BFloat16, 32, 1, true, 4, 32, 3>,
+  check_reduction<ConvolveConfig<BFloat16, 32, true, 1, 1, 4, 32, 4>,
                   Linear<BFloat16, 32, Source::kSums, 4, 32, 3>>(reduction(3, 10, 19, 32, 2), 4,
                                                                  64);
+  check_reduction<ConvolveConfig<Half, 160, true, 1, 5, 4, 32, 4>,
+                  Linear<Half, 160, Source::kSums, 4, 160, 2>>(reduction(1, 9, 8, 160, 4), 1, 128);
+}
+
+TEST_CASE("reduce_kv: few patches") {
+  check_reduction<ConvolveConfig<BFloat16, 64, true, 1, 1, 4, 64, 4>,
+                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(1, 24, 17, 64, 8), 16,
+                                                                 64);
+  check_reduction<ConvolveConfig<Half, 128, true, 1, 1, 4, 128, 4>,
+                  Linear<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 9, 13, 128, 4), 8, 64);
+  check_reduction<ConvolveConfig<BFloat16, 320, true, 1, 1, 4, 64, 4>,
+                  Linear<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2), 4,
+                                                                   64);
 }
 
 TEST_CASE("reduce_kv: of all tokens") {
@@ -243,21 +266,23 @@ TEST_CASE("reduce_kv: of all tokens") {
 }
 
 TEST_CASE("spatial_reduction") {
-  check_patches<ConvolveConfig<BFloat16, 64, 2, false, 4, 64, 3>>(
+  check_patches<ConvolveConfig<BFloat16, 64, false, 2, 2, 4, 32, 4>>(
       reduction(2, 24, 17, 64, 8, false), 8, false);
-  check_patches<ConvolveConfig<Half, 160, 5, false, 4, 32, 3>>(reduction(1, 5, 7, 160, 2, false), 1,
-                                                               false);
+  check_patches<ConvolveConfig<Half, 160, false, 1, 5, 4, 32, 4>>(reduction(1, 5, 7, 160, 2, false),
+                                                                  1, false, /*fused=*/true);
 }
 
 TEST_CASE("patch_embed: of tokens") {
-  check_patches<ConvolveConfig<BFloat16, 64, 4, false, 4, 64, 3>>(
-      embedding(2, 9, 7, 64, 128, false), 2, true);
-  check_patches<ConvolveConfig<BFloat16, 320, 4, false, 4, 64, 3>>(
+  using Wide = ConvolveConfig<BFloat16, 64, false, 2, 4, 4, 32, 4>;
+  check_patches<Wide>(embedding(2, 9, 7, 64, 128, false), 2, true);
+  check_patches<Wide>(embedding(2, 19, 17, 64, 128, false), 1, true, /*fused=*/true);
+  check_patches<Wide>(embedding(1, 7, 10, 64, 128, true), 1, false, /*fused=*/true);
+  check_patches<ConvolveConfig<BFloat16, 320, false, 2, 4, 4, 32, 4>>(
       embedding(1, 4, 5, 320, 512, false), 1, true);
-  check_patches<ConvolveConfig<Half, 64, 4, false, 4, 64, 3>>(embedding(2, 7, 10, 64, 128, true), 4,
-                                                              false);
-  check_patches<ConvolveConfig<BFloat16, 32, 2, false, 4, 32, 3>>(embedding(1, 1, 1, 32, 64, true),
-                                                                  9, false);
+  check_patches<ConvolveConfig<Half, 64, false, 1, 1, 4, 64, 4>>(embedding(2, 7, 10, 64, 128, true),
+                                                                 4, false);
+  check_patches<ConvolveConfig<BFloat16, 32, false, 2, 2, 4, 32, 4>>(
+      embedding(1, 1, 1, 32, 64, true), 9, false);
 }
 
 }  // namespace pvt::cuda
