@@ -39,15 +39,6 @@ struct DeviceBlock {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(address), "l"(from) : "memory");
   }
-  // Zeros if not `valid`.
-  static PVT_DEVICE void copy_word(char* to, const void* from, bool valid) {
-    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    const int size = valid ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 :
-                 : "r"(address), "l"(from), "r"(size)
-                 : "memory");
-  }
   static PVT_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
   // Waits until all but the last kPending groups of this thread have arrived.

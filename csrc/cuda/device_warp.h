@@ -127,6 +127,15 @@ struct DeviceWarp {
   static PVT_DEVICE Word load_16_bits(const void* base, Offset offset, Mask mask) {
     return mask ? *reinterpret_cast<const uint16_t*>(static_cast<const char*>(base) + offset) : 0;
   }
+  // Two words per lane, 8 bytes; zeros where the mask is off.
+  static PVT_DEVICE void load_two(const void* base, Offset offset, Word& first, Word& second,
+                                  Mask mask) {
+    uint2 v = make_uint2(0, 0);
+    if (mask) {
+      v = *reinterpret_cast<const uint2*>(static_cast<const char*>(base) + offset);
+    }
+    first = v.x, second = v.y;
+  }
   static PVT_DEVICE void store(void* base, Offset offset, const Vector& v, Mask mask) {
     if (mask) {
       *reinterpret_cast<uint4*>(static_cast<char*>(base) + offset) =

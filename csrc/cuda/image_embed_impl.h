@@ -7,6 +7,9 @@
 
 namespace pvt::cuda {
 
+// Their numbers are divided, in 32 bits.
+constexpr int64_t kMaxPatches = INT32_MAX / 2;
+
 struct ImageEmbedArgs {
   const void* x;  // [B, C_in, H, W]
   int64_t image_bytes, channel_bytes, row_bytes, column_bytes;
@@ -19,20 +22,31 @@ struct ImageEmbedArgs {
   float eps;
   const float* position;  // [out_H * out_W, C], or null
   void* out;              // [rows, C]
-  int64_t rows;           // B * out_H * out_W
+  int64_t rows;           // B * out_H * out_W, at most kMaxPatches
   int out_H, out_W;
 
   PVT_HOST_DEVICE int inputs() const { return kernel_size * kernel_size * C_in; }
   PVT_HOST_DEVICE int input_strips() const { return (inputs() + kStrip - 1) / kStrip; }
+
+  // Whether rows of a patch are fours of pixels that lie together, in the image and on 8 bytes.
+  bool has_quads() const {
+    const auto whole = [](int64_t bytes) { return bytes % 8 == 0; };
+    return kernel_size % 4 == 0 && stride % 4 == 0 && padding == 0 && column_bytes == 2 &&
+           whole(row_bytes) && whole(channel_bytes) && whole(image_bytes) &&
+           whole(reinterpret_cast<intptr_t>(x));
+  }
 };
 
-template <class scalar_t_, int C_, int kWarps_>
+// kQuads: pixels are read four at a time, if args.has_quads()
+template <class scalar_t_, int C_, bool kQuads_, int kWarps_>
 struct ImageEmbedConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kStrips = C / kStrip, kWarps = kWarps_;
+  static constexpr bool kQuads = kQuads_;
 };
 
-// Where an input of a patch is, from the patch's first pixel.
+// Where an input of a patch is, from the patch's first pixel. Inputs of a kernel's row follow each
+// other here, those of a channel too.
 struct alignas(8) ImageInput {
   int offset;           // bytes
   int16_t row, column;  // of the kernel
@@ -54,18 +68,33 @@ constexpr int image_embed_shared_bytes(int input_strips) {
 template <class Config, class Block>
 PVT_DEVICE void bring_weights(Block& block, const ImageEmbedArgs& args, char* squares,
                               ImageInput* table) {
-  const int inputs = args.inputs(), pairs = (inputs + 1) / 2;
-  for (int strip = 0; strip < args.input_strips(); ++strip) {
-    copy_some_squares<Config::kStrips>(block, squares + strip * Config::kStrips * kSquare,
-                                       args.weight + int64_t{strip} * (kStrip / 2 * kPanelLine),
-                                       int64_t{pairs} * kPanelLine, pairs - strip * (kStrip / 2));
-  }
-  block.commit();
+  const int inputs = args.inputs(), area = args.kernel_size * args.kernel_size;
+  const int64_t panel_bytes = int64_t{(inputs + 1) / 2} * kPanelLine;
+  // 16 bits of the panel's first column; zero if there is no such input.
+  const auto weight_of = [&](int input, const char* panel) -> uint32_t {
+    const int channel = input / area, position = input - channel * area;
+    const int packed = position * args.C_in + channel;
+    return input < inputs ? *reinterpret_cast<const uint16_t*>(panel + packed / 2 * kPanelLine +
+                                                               packed % 2 * 2)
+                          : 0;
+  };
   block.each_thread([&](int thread) {
+    for (int strip = 0; strip < args.input_strips(); ++strip) {
+      PVT_UNROLL for (int word = 0; word < kSquareWords; word += Block::kThreads) {
+        const int input = strip * kStrip + 2 * pair_of_word<Inputs::kAdjacent>(thread + word);
+        PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) {
+          const char* const column =
+              args.weight + column_of_word(thread + word, panel_bytes) + s * 2 * panel_bytes;
+          *reinterpret_cast<uint32_t*>(squares + (strip * Config::kStrips + s) * kSquare +
+                                       target_of_word(thread + word)) =
+              weight_of(input, column) | weight_of(input + 1, column) << 16;
+        }
+      }
+    }
     for (int input = thread; input < args.input_strips() * kStrip; input += Block::kThreads) {
       // What only fills a strip is the first one again, with a weight of zero.
       const int number = input < inputs ? input : 0;
-      const int channel = number % args.C_in, position = number / args.C_in;
+      const int channel = number / area, position = number - channel * area;
       const int row = position / args.kernel_size, column = position - row * args.kernel_size;
       ImageInput& entry = table[input / 8 * (8 + kInputsGap) + input % 8];
       entry.offset = static_cast<int>(row * args.row_bytes + column * args.column_bytes +
@@ -74,7 +103,6 @@ PVT_DEVICE void bring_weights(Block& block, const ImageEmbedArgs& args, char* sq
       entry.column = static_cast<int16_t>(column);
     }
   });
-  block.template wait<0>();
   block.sync();
 }
 
@@ -85,11 +113,10 @@ class ImagePatches {
  public:
   PVT_DEVICE ImagePatches(const ImageEmbedArgs& args, int64_t first) : args_(args) {
     const auto lane = Warp::lane();
-    const int64_t image_patches = int64_t{args.out_H} * args.out_W;
+    const int image_patches = args.out_H * args.out_W;
     PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      const auto patch = first + 8 * half + (lane >> 2);
-      const auto image = patch / image_patches;
-      const typename Warp::Index in_image = patch - image * image_patches;
+      const typename Warp::Index patch = first + 8 * half + (lane >> 2);
+      const auto image = patch / image_patches, in_image = patch - image * image_patches;
       const auto i = in_image / args.out_W, j = in_image - i * args.out_W;
       row_[half] = i * args.stride - args.padding;
       column_[half] = j * args.stride - args.padding;
@@ -101,7 +128,6 @@ class ImagePatches {
   }
 
   // The lane's eight inputs of a strip, zeros beside the image.
-  template <class scalar_t>
   PVT_DEVICE void load(const ImageInput* strip_inputs, Operand<Warp>& operand) const {
     const auto group = (Warp::lane() & 3) * (8 + kInputsGap);
     PVT_UNROLL for (int i = 0; i < 4; ++i) {
@@ -118,6 +144,19 @@ class ImagePatches {
               exists_[half] && -1 < row && row < args_.H && -1 < column && column < args_.W);
         }
         operand.pair(half, i) = words[0] + (words[1] << 16);
+      }
+    }
+  }
+
+  // The same, four at a time.
+  PVT_DEVICE void load_quads(const ImageInput* strip_inputs, Operand<Warp>& operand) const {
+    const auto group = (Warp::lane() & 3) * (8 + kInputsGap);
+    PVT_UNROLL for (int i = 0; i < 4; i += 2) {
+      const auto pair = Warp::load_shared(reinterpret_cast<const char*>(strip_inputs),
+                                          (group + 2 * i) * static_cast<int>(sizeof(ImageInput)));
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        Warp::load_two(args_.x, first_pixel_[half] + typename Warp::Index(pair.word[0]),
+                       operand.pair(half, i), operand.pair(half, i + 1), exists_[half]);
       }
     }
   }
@@ -161,7 +200,11 @@ PVT_DEVICE void image_embed(Block& block, const ImageEmbedArgs& args) {
     }
     PVT_NO_UNROLL for (int strip = 0; strip < args.input_strips(); ++strip) {
       Operand<Warp> inputs[1];
-      patches.template load<scalar_t>(table + strip * kStripInputs, inputs[0]);
+      if constexpr (Config::kQuads) {
+        patches.load_quads(table + strip * kStripInputs, inputs[0]);
+      } else {
+        patches.load(table + strip * kStripInputs, inputs[0]);
+      }
       PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
         reader.template multiply<scalar_t>(sums[s], inputs,
                                            squares + (strip * kStrips + s) * kSquare);

@@ -94,34 +94,45 @@ bool embed_tokens(const Embedding& e) {
 // Inputs of a patch, so that their weights fit into the shared memory of any device.
 constexpr int kMaxInputs = 512;
 
-// Whether the kernel can reach the inputs of a patch.
-bool is_image(const Tensor& x, int64_t kernel_size) {
+// Whether the kernel can reach the patches and their inputs.
+bool is_image(const Tensor& x, int64_t patches, int64_t kernel_size) {
   const int64_t far = (kernel_size - 1) * (x.stride(2) + x.stride(3)) + x.size(1) * x.stride(1);
-  return kernel_size * kernel_size * x.size(1) <= kMaxInputs && 2 * far <= INT32_MAX;
+  return patches <= kMaxPatches && kernel_size * kernel_size * x.size(1) <= kMaxInputs &&
+         2 * far <= INT32_MAX;
 }
 
+// Blocks of which a multiprocessor holds as many as hide each other's waiting.
+constexpr int kImageBlocksPerMultiprocessor = 6;
+
 template <class Config>
-__global__ void __launch_bounds__(Config::kWarps* kLanes) image_embed_kernel(ImageEmbedArgs args) {
+__global__ void __launch_bounds__(Config::kWarps* kLanes, kImageBlocksPerMultiprocessor)
+    image_embed_kernel(ImageEmbedArgs args) {
   DeviceBlock<Config::kWarps> block;
   image_embed<Config>(block, args);
 }
 
-// Blocks of which a multiprocessor holds as many as hide each other's waiting.
-constexpr int64_t kImageBlocksPerMultiprocessor = 4;
+template <class scalar_t, int C, bool kQuads>
+void launch_image(const Device& device, const ImageEmbedArgs& args) {
+  using Config = ImageEmbedConfig<scalar_t, C, kQuads, /*kWarps=*/4>;
+  constexpr int64_t kRows = kTile * Config::kWarps;
+  const int64_t most_blocks = int64_t{kImageBlocksPerMultiprocessor} * device.multiprocessors();
+  launch<image_embed_kernel<Config>>(device, std::min((args.rows + kRows - 1) / kRows, most_blocks),
+                                     Config::kWarps * kLanes,
+                                     image_embed_shared_bytes<Config>(args.input_strips()), args,
+                                     image_embed_shared_bytes<Config>(kMaxInputs / kStrip));
+}
 
 template <class scalar_t, int C>
 void run_image(const Embedding& e) {
-  using Config = ImageEmbedConfig<scalar_t, C, /*kWarps=*/4>;
   ImageEmbedArgs args{};
   e.fill(args);
   e.fill_end(args);
   args.C_in = static_cast<int>(e.shape.C_in), args.channel_bytes = e.x.stride(1) * 2;
-  constexpr int64_t kRows = kTile * Config::kWarps;
-  const int64_t most_blocks = kImageBlocksPerMultiprocessor * e.device.multiprocessors();
-  launch<image_embed_kernel<Config>>(
-      e.device, std::min((args.rows + kRows - 1) / kRows, most_blocks), Config::kWarps * kLanes,
-      image_embed_shared_bytes<Config>(args.input_strips()), args,
-      image_embed_shared_bytes<Config>(kMaxInputs / kStrip));
+  if (args.has_quads()) {
+    launch_image<scalar_t, C, true>(e.device, args);
+  } else {
+    launch_image<scalar_t, C, false>(e.device, args);
+  }
 }
 
 // Runs the kernel if there is one for so many channels.
@@ -169,7 +180,7 @@ Tensor patch_embed_cuda(const Tensor& x, const Tensor& weight, const Tensor& bia
     dispatch_16_bit(x.scalar_type(), [&](auto type) {
       using scalar_t = decltype(type);
       done = (is_token_map(x) && embed_tokens<scalar_t>(e)) ||
-             (is_image(x, kernel_size) && embed_image<scalar_t>(e));
+             (is_image(x, s.B * s.out_H * s.out_W, kernel_size) && embed_image<scalar_t>(e));
     });
     if (done) {
       return out;

@@ -126,10 +126,14 @@ PVT_DEVICE int pair_of_word(int word) {
   const int t = word >> 4 & 3, step = word >> 8 & 1, half = word >> 3 & 1;
   return kInputs == Inputs::kAdjacent ? 4 * t + 2 * step + half : 8 * step + 4 * half + t;
 }
+// Its column, at the first pair of inputs.
+PVT_DEVICE int64_t column_of_word(int word, int64_t panel_bytes) {
+  const int column = (word & 7) + (word >> 7 & 1) * 8;
+  return (word >> 6 & 1) * panel_bytes + column * 4;
+}
 template <Inputs kInputs>
 PVT_DEVICE int64_t source_of_word(int word, int64_t panel_bytes) {
-  const int column = (word & 7) + (word >> 7 & 1) * 8;
-  return (word >> 6 & 1) * panel_bytes + pair_of_word<kInputs>(word) * kPanelLine + column * 4;
+  return column_of_word(word, panel_bytes) + pair_of_word<kInputs>(word) * kPanelLine;
 }
 PVT_DEVICE int target_of_word(int word) {
   const int column = (word & 7) + (word >> 7 & 1) * 8 + (word >> 6 & 1) * 16;
@@ -156,23 +160,6 @@ PVT_DEVICE void copy_squares(Block& block, char* to, const char* from, int64_t p
                           thread_from + strip * 2 * panel_bytes + step * (kStrip / 2 * kPanelLine) +
                               source_of_word<kInputs>(part, panel_bytes));
         }
-      }
-    }
-  });
-}
-
-// The same of squares [kStrips] of which only the first `pairs` pairs of inputs exist; the others
-// become zeros.
-template <int kStrips, class Block>
-PVT_DEVICE void copy_some_squares(Block& block, char* to, const char* from, int64_t panel_bytes,
-                                  int pairs) {
-  block.each_thread([&](int thread) {
-    PVT_UNROLL for (int strip = 0; strip < kStrips; ++strip) {
-      for (int word = thread; word < kSquareWords; word += Block::kThreads) {
-        const bool exists = pair_of_word<Inputs::kAdjacent>(word) < pairs;
-        const int64_t source = source_of_word<Inputs::kAdjacent>(word, panel_bytes);
-        block.copy_word(to + strip * kSquare + target_of_word(word),
-                        from + strip * 2 * panel_bytes + (exists ? source : 0), exists);
       }
     }
   });

@@ -110,9 +110,9 @@ class HostBlock {
   }
 
   void copy(char* to, const void* from, bool valid = true) { begin_copy(to, from, kVector, valid); }
-  void copy_word(char* to, const void* from, bool valid = true) {
+  void copy_word(char* to, const void* from) {
     addresses_[lane_].push_back(to);
-    begin_copy(to, from, 4, valid);
+    begin_copy(to, from, 4, true);
   }
   void commit() { groups_.emplace_back(); }
 

@@ -235,6 +235,17 @@ struct HostWarp {
     }
     return result;
   }
+  static void load_two(const void* base, const Offset& offset, Word& first, Word& second,
+                       const Mask& mask) {
+    for (int l = 0; l < kLanes; ++l) {
+      uint32_t words[2] = {};
+      if (mask[l]) {
+        check_aligned(static_cast<const char*>(base) + offset[l], 8);
+        std::memcpy(words, static_cast<const char*>(base) + offset[l], 8);
+      }
+      first[l] = words[0], second[l] = words[1];
+    }
+  }
   static void store(void* base, const Offset& offset, const Vector& v, const Mask& mask) {
     for (int l = 0; l < kLanes; ++l) {
       if (mask[l]) {

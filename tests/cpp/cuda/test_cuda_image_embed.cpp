@@ -48,6 +48,7 @@ void check_embed(const Embed& e, int64_t blocks) {
   args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data(), args.eps = 1e-5f;
   args.position = e.position ? table_f.data() : nullptr;
   args.out = out.data(), args.rows = rows, args.out_H = out_H, args.out_W = out_W;
+  CHECK(args.has_quads() == Config::kQuads);
   const int64_t conflicts =
       launch_on_host<Config::kWarps>(blocks, image_embed_shared_bytes<Config>(args.input_strips()),
                                      15, [&](auto& block) { image_embed<Config>(block, args); });
@@ -86,11 +87,14 @@ void check_embed(const Embed& e, int64_t blocks) {
 }  // namespace
 
 TEST_CASE("patch_embed: of an image") {
-  check_embed<ImageEmbedConfig<BFloat16, 64, 4>>({2, 3, 36, 28, 4, 4, 0}, 2);
-  check_embed<ImageEmbedConfig<Half, 64, 4>>({1, 3, 37, 30, 7, 4, 3, false}, 1);
-  check_embed<ImageEmbedConfig<BFloat16, 32, 4>>({3, 3, 8, 9, 7, 4, 3, false, true}, 3);
-  check_embed<ImageEmbedConfig<Half, 32, 4>>({1, 1, 5, 5, 3, 2, 1}, 1);
-  check_embed<ImageEmbedConfig<BFloat16, 64, 4>>({1, 4, 16, 16, 2, 2, 0}, 1);
+  check_embed<ImageEmbedConfig<BFloat16, 64, true, 4>>({2, 3, 36, 28, 4, 4, 0}, 2);
+  check_embed<ImageEmbedConfig<Half, 32, true, 4>>({1, 3, 11, 16, 4, 4, 0, false}, 1);
+  check_embed<ImageEmbedConfig<BFloat16, 64, true, 4>>({1, 1, 17, 24, 8, 4, 0}, 1);
+  check_embed<ImageEmbedConfig<BFloat16, 64, false, 4>>({1, 3, 9, 14, 4, 4, 0}, 1);
+  check_embed<ImageEmbedConfig<Half, 64, false, 4>>({1, 3, 37, 30, 7, 4, 3, false}, 1);
+  check_embed<ImageEmbedConfig<BFloat16, 32, false, 4>>({3, 3, 8, 9, 7, 4, 3, false, true}, 3);
+  check_embed<ImageEmbedConfig<Half, 32, false, 4>>({1, 1, 5, 5, 3, 2, 1}, 1);
+  check_embed<ImageEmbedConfig<BFloat16, 64, false, 4>>({1, 4, 16, 16, 2, 2, 0}, 1);
 }
 
 }  // namespace pvt::cuda
