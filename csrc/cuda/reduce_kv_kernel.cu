@@ -19,9 +19,26 @@ void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convoluti
   run_linear<scalar_t, C, Source::kSums, Then::kStore>(device, args);
 }
 
+// Many rows: two blocks to a multiprocessor, and each weight that is copied meets 128 rows.
+template <class scalar_t>
+using ManyRows =
+    StreamedLinearConfig<scalar_t, /*kNorm=*/true, Then::kStore, /*kTiles=*/2, /*kStrips=*/4,
+                         /*kWarps=*/4, /*kDepth=*/32, /*kSlots=*/4>;
+
 template <class scalar_t, int C>
 void run_of_tokens(const Device& device, const LinearArgs& args) {
-  run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, args);
+  using Many = ManyRows<scalar_t>;
+  if (args.rows / Many::kRows * (args.columns / Many::kColumns) < device.multiprocessors()) {
+    return run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, args);
+  }
+  StreamedLinearArgs many{};
+  many.x = args.x, many.rows = args.rows, many.depth = C;
+  many.norm_weight = args.norm_weight, many.norm_bias = args.norm_bias, many.eps = args.eps;
+  many.weight = args.weight, many.bias = args.bias;
+  many.out = args.out, many.columns = args.columns;
+  launch_linear<Many, streamed_linear_kernel<Many>>(device, many, [&](int64_t tiles, int groups) {
+    return parts_at_once(device, tiles, groups, kBlocksPerMultiprocessor);
+  });
 }
 
 // Runs kernels if there are some for so many channels.

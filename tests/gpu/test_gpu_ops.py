@@ -116,6 +116,7 @@ MANY_ROWS = [
     *(("mlp_block_", cases.MlpBlockCase(128, 196, C, 4 * C)) for C in (320, 512)),
     *(("conv_mlp_block_", cases.ConvMlpCase(12, 56, 57, C, 512)) for C in (32, 64, 128, 160)),
     *(("conv_mlp_block_", cases.ConvMlpCase(128, 14, 14, C, 1280)) for C in (256, 320, 512)),
+    *(("reduce_kv", cases.KvCase(90, 7, 8, C, 0)) for C in (256, 512)),
 ]
 # The same of patches. Some blocks have all columns of theirs, and finish them.
 MANY_PATCHES = [

@@ -3,6 +3,7 @@
 #include "cuda/cuda_test.h"
 #include "cuda/linear_impl.h"
 #include "cuda/patch_norm_impl.h"
+#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 namespace {
@@ -246,23 +247,44 @@ TEST_CASE("reduce_kv: few patches") {
 }
 
 TEST_CASE("reduce_kv: of all tokens") {
-  using Config = Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>;
+  using Few = Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>;
+  using Many = StreamedLinearConfig<BFloat16, true, Then::kStore, 2, 4, 4, 32, 4>;
   constexpr int64_t kRows = 70, kColumns = 1024;
   const Head head = Head::random<BFloat16>(512, kColumns);
   const std::vector<double> x = random_numbers<BFloat16>(kRows * 512, 1, 2, 0.5);
   Bits<BFloat16> tokens(x);
-  const Bits<BFloat16> kv =
-      run_linear<Config>(head, tokens.data(), kRows, 0, head.bias, kColumns, 640);
-  Errors errors;
-  for (int64_t row = 0; row < kRows; ++row) {
-    const std::vector<double> token(&x[row * 512], &x[row * 512] + 512);
-    const std::vector<double> expected = head(token, Exact());
-    const std::vector<double> parts = head(token, Rounded<BFloat16>());
-    for (int64_t c = 0; c < kColumns; ++c) {
-      errors.add(kv[row * kColumns + c], parts[c], expected[c]);
+  const auto check = [&](const Bits<BFloat16>& kv) {
+    Errors errors;
+    for (int64_t row = 0; row < kRows; ++row) {
+      const std::vector<double> token(&x[row * 512], &x[row * 512] + 512);
+      const std::vector<double> expected = head(token, Exact());
+      const std::vector<double> parts = head(token, Rounded<BFloat16>());
+      for (int64_t c = 0; c < kColumns; ++c) {
+        errors.add(kv[row * kColumns + c], parts[c], expected[c]);
+      }
     }
-  }
-  CHECK(errors.ratio() < kMaxErrorRatio);
+    CHECK(errors.ratio() < kMaxErrorRatio);
+  };
+  check(run_linear<Few>(head, tokens.data(), kRows, 0, head.bias, kColumns, 640));
+
+  const Floats norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias);
+  const Bits<BFloat16> weight = packed<BFloat16>(head.weight, kColumns, 512);
+  Bits<BFloat16> out(std::vector<double>(kRows * kColumns, NAN));
+  const StreamedLinearArgs args{tokens.data(),
+                                kRows,
+                                512,
+                                norm_weight.data(),
+                                norm_bias.data(),
+                                1e-5f,
+                                weight.bytes(),
+                                bias.data(),
+                                out.data(),
+                                1024,
+                                512};
+  const int64_t conflicts = launch_on_host<Many::kWarps>(
+      2, Many::kSharedBytes, 14, [&](auto& block) { streamed_linear<Many>(block, args); });
+  CHECK(conflicts == 0);
+  check(out);
 }
 
 TEST_CASE("spatial_reduction") {
