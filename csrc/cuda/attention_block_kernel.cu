@@ -4,16 +4,18 @@
 #include "aten/kernels.h"
 #include "cuda/attention.h"
 #include "cuda/attention_block_impl.h"
-#include "cuda/linear.h"
+#include "cuda/linear_warpgroup.h"
 #include "cuda/sra_attention.h"
 
 namespace pvt::cuda {
 namespace {
 
-// Blocks of a multiprocessor, so that they hide each other's waiting: registers for 16 warps, as far
-// as there is shared memory for them.
+// Blocks of a multiprocessor, so that they hide each other's waiting: registers for 16 warps, as
+// far as there is shared memory for them.
 template <class Config>
-constexpr int kBlocks = Config::C <= 256 ? 16 / Config::kWarps : Config::C <= 320 ? 3 : 2;
+constexpr int kBlocks = Config::C <= 256   ? 16 / Config::kWarps
+                        : Config::C <= 320 ? 3
+                                           : 2;
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, kBlocks<Config>)
@@ -45,7 +47,9 @@ void run_few_channels(const Device& device, int64_t B, const AttentionBlockArgs&
 // What is in shared memory, heads and slots, is less than 99 KB, which every device has.
 template <class scalar_t, int C, int kHeadDim>
 using ManyChannels = AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4,
-                                          /*kDepth=*/C == 160 ? 160 : C == 320 ? 64 : 128,
+                                          /*kDepth=*/C == 160 ? 160
+                                          : C == 320          ? 64
+                                                              : 128,
                                           /*kSlots=*/2>;
 
 // ---- three kernels, with queries and the heads' results between them in memory ----
@@ -55,21 +59,38 @@ using Projection =
     StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/1, /*kStrips=*/1,
                          /*kWarps=*/4, /*kDepth=*/C == 320 ? 160 : 128, /*kSlots=*/4>;
 
+template <class scalar_t, int C>
+bool are_for_warpgroups(const Device& device, int64_t rows) {
+  return has_rows_for_warpgroups<scalar_t, C>(device, rows, 0.5);
+}
+
 template <class scalar_t, int C, int kHeadDim>
 void run_layers(const Device& device, int64_t B, const Tensor& x, const AttentionBlockArgs& args) {
   const int64_t rows = B * args.N;
   Tensor queries = torch::stable::new_empty(x, {rows, C});
   Tensor attended = torch::stable::new_empty(x, {rows, C});
 
-  LinearArgs q{};
-  q.x = args.x, q.rows = rows;
-  q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
-  q.weight = args.q_weight, q.bias = args.q_bias;
-  q.out = queries.mutable_data_ptr(), q.columns = C;
-  run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, q);
+  const bool many = are_for_warpgroups<scalar_t, C>(device, rows);
+  const auto set_q = [&](auto& q) {
+    q.x = args.x, q.rows = rows;
+    q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
+    q.weight = args.q_weight, q.bias = args.q_bias;
+    q.out = queries.mutable_data_ptr(), q.columns = C;
+  };
+  if (many) {
+    WarpgroupLinearArgs q{};
+    set_q(q);
+    q.depth = C;
+    run_staying_linear<scalar_t, C, Then::kStore>(device, x, q);
+  } else {
+    LinearArgs q{};
+    set_q(q);
+    run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, q);
+  }
 
   SraAttentionArgs attention{};
-  attention.q = q.out, attention.kv = args.kv, attention.out = attended.mutable_data_ptr();
+  attention.q = queries.const_data_ptr(), attention.kv = args.kv,
+  attention.out = attended.mutable_data_ptr();
   attention.N = args.N, attention.heads = C / kHeadDim, attention.scale = args.scale;
   run_sra_attention<scalar_t, kHeadDim>(device, B, attention);
 
@@ -77,7 +98,11 @@ void run_layers(const Device& device, int64_t B, const Tensor& x, const Attentio
   proj.x = attention.out, proj.rows = rows, proj.depth = C;
   proj.weight = args.proj_weight, proj.bias = args.proj_bias;
   proj.out = args.x, proj.columns = C;
-  run_streamed_linear<Projection<scalar_t, C>>(device, proj);
+  if (many) {
+    run_passing_linear<scalar_t, C, Then::kAdd>(device, x, proj);
+  } else {
+    run_streamed_linear<Projection<scalar_t, C>>(device, proj);
+  }
 }
 
 // ---- which of them ----
@@ -98,8 +123,9 @@ void run(const Device& device, int64_t B, const Tensor& x, const AttentionBlockA
     static_assert(Config::kSharedBytes <= 99 * 1024, "what every device has");
     if constexpr (C % 64 == 0) {  // columns of a LinearConfig
       const int64_t blocks = B * ((args.N + Config::kRows - 1) / Config::kRows);
-      if (!fills(device, blocks) && args.kv.kv_len <= kMaxStayingKeys &&
-          is_usual_scale(args.scale)) {
+      const bool layers =
+          !fills(device, blocks) || are_for_warpgroups<scalar_t, C>(device, B * args.N);
+      if (layers && args.kv.kv_len <= kMaxStayingKeys && is_usual_scale(args.scale)) {
         return run_layers<scalar_t, C, kHeadDim>(device, B, x, args);
       }
     }

@@ -8,22 +8,22 @@
 
 namespace pvt::cuda {
 
-// Chunks pass once through kSlots slots: some arrive while one is used.
-template <int kSlots, int kSlotBytes, class Block, class Copy>
+// Chunks pass once through kSlots slots: some arrive while kInUse are used.
+template <int kSlots, int kSlotBytes, class Block, class Copy, int kInUse = 1>
 class PassingChunks {
-  static_assert(kSlots >= 2, "one arrives while one is used");
+  static_assert(kSlots > kInUse, "one arrives while others are used");
 
  public:
   PVT_DEVICE PassingChunks(Block& block, int count, const Copy& copy)
       : block_(block), copy_(copy), count_(count) {
-    PVT_NO_UNROLL for (int chunk = 0; chunk < kSlots - 1; ++chunk) begin_copy(chunk);
+    PVT_NO_UNROLL for (int chunk = 0; chunk < kSlots - kInUse; ++chunk) begin_copy(chunk);
   }
 
-  // The next chunk, which is there for a warp until its next call.
+  // The next chunk, which is there for a warp until its call after kInUse - 1 others.
   PVT_DEVICE const char* next() {
-    block_.template wait<kSlots - 2>();  // for this thread's part of the chunk
-    block_.sync();                       // for all parts, and until its slot's last users are done
-    begin_copy(used_ + kSlots - 1);
+    block_.template wait<kSlots - kInUse - 1>();  // for this thread's part of the chunk
+    block_.sync();  // for all parts, and until its slot's last users are done
+    begin_copy(used_ + kSlots - kInUse);
     return slot(used_++);
   }
 

@@ -5,7 +5,7 @@
 
 namespace pvt::cuda {
 
-extern __shared__ __align__(128) char shared_memory[];
+extern __shared__ __align__(1024) char shared_memory[];
 
 template <int kWarps>
 struct DeviceBlock {

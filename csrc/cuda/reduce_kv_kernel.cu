@@ -4,7 +4,7 @@
 
 #include "aten/kernels.h"
 #include "cuda/convolve.h"
-#include "cuda/linear.h"
+#include "cuda/linear_warpgroup.h"
 #include "cuda/packed.h"
 
 namespace pvt::cuda {
@@ -26,7 +26,7 @@ using ManyRows =
                          /*kWarps=*/4, /*kDepth=*/32, /*kSlots=*/4>;
 
 template <class scalar_t, int C>
-void run_of_tokens(const Device& device, const LinearArgs& args) {
+void run_of_tokens(const Device& device, const Tensor& x, const LinearArgs& args) {
   using Many = ManyRows<scalar_t>;
   if (args.rows / Many::kRows * (args.columns / Many::kColumns) < device.multiprocessors()) {
     return run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, args);
@@ -36,6 +36,9 @@ void run_of_tokens(const Device& device, const LinearArgs& args) {
   many.norm_weight = args.norm_weight, many.norm_bias = args.norm_bias, many.eps = args.eps;
   many.weight = args.weight, many.bias = args.bias;
   many.out = args.out, many.columns = args.columns;
+  if (has_rows_for_warpgroups<scalar_t, C>(device, args.rows, 0.5)) {
+    return run_staying_linear<scalar_t, C, Then::kStore>(device, x, many);
+  }
   launch_linear<Many, streamed_linear_kernel<Many>>(device, many, [&](int64_t tiles, int groups) {
     return parts_at_once(device, tiles, groups, kBlocksPerMultiprocessor);
   });
@@ -57,9 +60,9 @@ bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, bool re
     case 320:
       return run_reduction<scalar_t, 320, 5>(device, x, convolution, args), true;
     case -256:
-      return run_of_tokens<scalar_t, 256>(device, args), true;
+      return run_of_tokens<scalar_t, 256>(device, x, args), true;
     case -512:
-      return run_of_tokens<scalar_t, 512>(device, args), true;
+      return run_of_tokens<scalar_t, 512>(device, x, args), true;
     default:
       return false;
   }

@@ -79,10 +79,10 @@ class Turns {
 };
 #endif
 
-template <int kWarps>
+template <int kWarps, class Warp_ = HostWarp>
 class HostBlock {
  public:
-  using Warp = HostWarp;
+  using Warp = Warp_;
   static constexpr int kThreads = kWarps * kLanes;
 
   HostBlock(int64_t index, int64_t count, int warp, char* shared, Turns& turns)
@@ -157,7 +157,7 @@ class HostBlock {
 
 // Runs kernel(block) in every warp of a grid with so many bytes of shared memory to a block.
 // Returns the number of bank conflicts.
-template <int kWarps, class Kernel>
+template <int kWarps, class Warp = HostWarp, class Kernel>
 int64_t launch_on_host(int64_t blocks, int64_t shared_bytes, unsigned seed, const Kernel& kernel) {
   int64_t conflicts = 0;
   for (int64_t index = 0; index < blocks; ++index) {
@@ -171,7 +171,7 @@ int64_t launch_on_host(int64_t blocks, int64_t shared_bytes, unsigned seed, cons
       warps.emplace_back([&, warp] {
         turns.begin(warp);
         bank_conflicts = 0;
-        HostBlock<kWarps> block(index, blocks, warp, shared, turns);
+        HostBlock<kWarps, Warp> block(index, blocks, warp, shared, turns);
         try {
           kernel(block);
         } catch (...) {

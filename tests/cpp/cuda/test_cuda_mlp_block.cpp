@@ -1,7 +1,10 @@
 // The CUDA kernels of mlp_block_, run on the CPU against float64.
 #include "cuda/cuda_test.h"
+#include "cuda/host_warpgroup.h"
 #include "cuda/linear_impl.h"
+#include "cuda/linear_warpgroup_impl.h"
 #include "cuda/mlp_block_impl.h"
+#include "cuda/mlp_warpgroup_impl.h"
 #include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
@@ -50,6 +53,20 @@ struct MlpMemory {
         fc1_bias(mlp.fc1_bias),
         fc2_bias(mlp.fc2_bias) {}
 
+  // Valid as long as this is.
+  MlpBlockArgs args(const Mlp& mlp) {
+    return {x.data(),
+            mlp.rows,
+            norm_weight.data(),
+            norm_bias.data(),
+            1e-6f,
+            fc1.bytes(),
+            fc1_bias.data(),
+            fc2.bytes(),
+            fc2_bias.data(),
+            static_cast<int>(mlp.hidden)};
+  }
+
   // The error of x beside that of the parts of the operator.
   double error_ratio(const Mlp& mlp) const {
     Errors errors;
@@ -72,16 +89,7 @@ void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
   using scalar_t = typename Config::scalar_t;
   const Mlp mlp = Mlp::random<scalar_t>(rows, Config::C, hidden);
   MlpMemory<scalar_t> memory(mlp);
-  const MlpBlockArgs args{memory.x.data(),
-                          rows,
-                          memory.norm_weight.data(),
-                          memory.norm_bias.data(),
-                          1e-6f,
-                          memory.fc1.bytes(),
-                          memory.fc1_bias.data(),
-                          memory.fc2.bytes(),
-                          memory.fc2_bias.data(),
-                          static_cast<int>(hidden)};
+  const MlpBlockArgs args = memory.args(mlp);
   const int64_t blocks = staying > 0 ? staying : (rows + Config::kRows - 1) / Config::kRows;
   const int64_t conflicts = launch_on_host<Config::kWarps>(
       blocks, Config::kSlots * Config::kSlotBytes, 11, [&](auto& block) {
@@ -141,6 +149,76 @@ void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
 
+// A packed weight [columns, depth] in blocks.
+class Blocks {
+ public:
+  Blocks(const char* weight, int64_t columns, int64_t depth, Follow follow)
+      : memory_(std::vector<double>(columns * depth, NAN)) {
+    const WeightBlocksArgs args{weight, data(), static_cast<int>(columns), static_cast<int>(depth),
+                                follow};
+    for (int64_t index = 0; index < columns * depth / 8; ++index)
+      write_block_vector(args, index);
+  }
+  char* data() { return reinterpret_cast<char*>(memory_.data()); }
+
+ private:
+  Bits<BFloat16> memory_;
+};
+
+// `staying`: as check_mlp().
+template <class Config>
+void check_warpgroups(int64_t rows, int64_t hidden, int64_t staying = 0) {
+  using scalar_t = typename Config::scalar_t;
+  const Mlp mlp = Mlp::random<scalar_t>(rows, Config::C, hidden);
+  MlpMemory<scalar_t> memory(mlp);
+  Blocks fc1(memory.fc1.bytes(), hidden, Config::C, Follow::kInputs);
+  Blocks fc2(memory.fc2.bytes(), Config::C, hidden, Follow::kColumns);
+  const MlpWarpgroupArgs args{memory.args(mlp), fc1.data(), fc2.data()};
+  const int64_t blocks = staying > 0 ? staying : (rows + Config::kRows - 1) / Config::kRows;
+  const int64_t conflicts = launch_on_host<Config::kWarps, HostWarpgroup>(
+      blocks, Config::kSharedBytes, 13, [&](auto& block) {
+        if (staying > 0) {
+          mlp_warpgroup_staying<Config>(block, args);
+        } else {
+          mlp_warpgroup<Config>(block, args);
+        }
+      });
+  CHECK(conflicts == 0);
+  CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
+}
+
+// The two kernels of warpgroups with the hidden layer in memory. fc1's blocks have that many
+// columns.
+template <class Fc1, class Fc2>
+void check_warpgroup_layers(int64_t rows, int hidden, int fc1_columns) {
+  using scalar_t = typename Fc1::scalar_t;
+  constexpr int C = Fc1::C;
+  const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
+  MlpMemory<scalar_t> memory(mlp);
+  Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
+  Blocks fc1_blocks(memory.fc1.bytes(), hidden, C, Fc1::kFollow);
+  Blocks fc2_blocks(memory.fc2.bytes(), C, hidden, Fc2::kFollow);
+  WarpgroupLinearArgs fc1{};
+  fc1.x = memory.x.data(), fc1.rows = rows, fc1.depth = C;
+  fc1.norm_weight = memory.norm_weight.data(), fc1.norm_bias = memory.norm_bias.data();
+  fc1.eps = 1e-6f;
+  fc1.weight = fc1_blocks.data(), fc1.bias = memory.fc1_bias.data();
+  fc1.out = between.data(), fc1.columns = hidden, fc1.block_columns = fc1_columns;
+  const auto tiles = [&](int64_t kRows) { return (rows + kRows - 1) / kRows; };
+  int64_t conflicts = launch_on_host<Fc1::kWarps, HostWarpgroup>(
+      tiles(Fc1::kRows) * ((hidden + fc1_columns - 1) / fc1_columns), Fc1::kSharedBytes, 14,
+      [&](auto& block) { staying_linear<Fc1>(block, fc1); });
+  WarpgroupLinearArgs fc2{};
+  fc2.x = between.data(), fc2.rows = rows, fc2.depth = hidden;
+  fc2.weight = fc2_blocks.data(), fc2.bias = memory.fc2_bias.data();
+  fc2.out = memory.x.data(), fc2.columns = C;
+  conflicts += launch_on_host<Fc2::kWarps, HostWarpgroup>(
+      tiles(Fc2::kRows) * (C / Fc2::kColumns), Fc2::kSharedBytes, 15,
+      [&](auto& block) { passing_linear<Fc2>(block, fc2); });
+  CHECK(conflicts == 0);
+  CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
+}
+
 template <class scalar_t, int C, int kDepth, int kSlots>
 using NarrowFc1 = LinearConfig<scalar_t, C, Source::kTokens, Then::kGelu, 4, kDepth, kSlots>;
 template <class scalar_t>
@@ -189,6 +267,22 @@ TEST_CASE("mlp_block_: weights stay") {
   check_mlp<MlpBlockConfig<BFloat16, 64, 2, 8, 64, 8>>(300, 512, 1);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 4>>(3 * 128 + 5, 64, 2);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 2>>(1, 32, 2);
+}
+
+TEST_CASE("mlp_block_: warpgroups, weights pass by or stay") {
+  check_warpgroups<MlpWarpgroupConfig<BFloat16, 128, 8, 6>>(200, 512);
+  check_warpgroups<MlpWarpgroupConfig<Half, 128, 4, 4>>(17, 128);
+  check_warpgroups<MlpWarpgroupConfig<BFloat16, 64, 16, 8>>(300, 512, 1);
+  check_warpgroups<MlpWarpgroupConfig<Half, 64, 8, 3>>(3 * 128 + 5, 128, 2);
+}
+
+TEST_CASE("mlp_block_: two kernels of warpgroups") {
+  check_warpgroup_layers<StayingLinearConfig<BFloat16, 320, Then::kGelu, 8, 5>,
+                         PassingLinearConfig<BFloat16, Then::kAdd, 5, 8, 4>>(200, 256, 128);
+  check_warpgroup_layers<StayingLinearConfig<Half, 512, Then::kGelu, 8, 3>,
+                         PassingLinearConfig<Half, Then::kAdd, 4, 8, 4>>(33, 192, 128);
+  check_warpgroup_layers<StayingLinearConfig<BFloat16, 64, Then::kGelu, 4, 4>,
+                         PassingLinearConfig<BFloat16, Then::kAdd, 1, 4, 4>>(64, 256, 128);
 }
 
 TEST_CASE("mlp_block_: two kernels, few rows") {

@@ -1,0 +1,92 @@
+// Products of a warpgroup, four warps with 16 rows each: by wgmma, which reads weights from shared
+// memory itself. Operands and sums lie in registers as they do for a warp's own products
+// (strips.h), in which blocks of weights stand for squares.
+#pragma once
+
+#include "cuda/chunks.h"
+#include "cuda/strips.h"
+#include "cuda/weight_blocks.h"
+
+namespace pvt::cuda {
+
+constexpr int kGroupWarps = 4;
+constexpr int kGroupRows = kGroupWarps * kTile;
+
+// strips += operands * blocks: of so many columns, 64 inputs. Others may compute meanwhile.
+//   blocks: one after the other, for two strips each
+//   kFresh: strips = operands * blocks
+template <class scalar_t, bool kFresh = false, class Warp, int kStrips>
+PVT_DEVICE void multiply_blocks(Strip<Warp> (&strips)[kStrips], const Operand<Warp>& first,
+                                const Operand<Warp>& second, typename Warp::Blocks blocks) {
+  PVT_UNROLL for (int s = 0; s < kStrips; s += 2) {
+    PVT_UNROLL for (int step = 0; step < 4; ++step) {
+      const auto& operand = (step < 2 ? first : second).step[step % 2];
+      const auto block = Warp::after(blocks, s / 2 * kBlockBytes);
+      if (kFresh && step == 0) {
+        Warp::template multiply_block<scalar_t, true>(strips[s].sum, strips[s + 1].sum, operand,
+                                                      block, step);
+      } else {
+        Warp::template multiply_block<scalar_t, false>(strips[s].sum, strips[s + 1].sum, operand,
+                                                       block, step);
+      }
+    }
+  }
+}
+
+// The compiler leaves what computes with the strips on its side of this.
+template <class Warp, int kStrips>
+PVT_DEVICE void settle(Strip<Warp> (&strips)[kStrips]) {
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) Warp::settle(strips[s].sum);
+}
+
+// Before products: what they add to and what they multiply is not touched until they are waited
+// for.
+template <class Warp, class... Operands>
+PVT_DEVICE void begin_products(Operands&... operands) {
+  (Warp::settle(operands.step), ...);
+  Warp::begin_products();
+}
+template <class Warp, int kStrips, class... Operands>
+PVT_DEVICE void begin_products(Strip<Warp> (&strips)[kStrips], Operands&... operands) {
+  settle(strips);
+  begin_products<Warp>(operands...);
+}
+
+// strips += the bias of 64 columns
+template <class Warp>
+PVT_DEVICE void add_bias(Strip<Warp> (&strips)[2], const float* bias) {
+  PVT_UNROLL for (int s = 0; s < 2; ++s) {
+    const Strip<Warp> row = bias_strip<Warp>(bias + s * kStrip);
+    PVT_UNROLL for (int j = 0; j < 4; ++j) {
+      PVT_UNROLL for (int i = 0; i < 4; ++i) {
+        strips[s].sum[j][i] = strips[s].sum[j][i] + row.sum[j][i];
+      }
+    }
+  }
+}
+
+// sums of 64 columns = tokens * blocks, of all inputs
+template <class scalar_t, class Warp, int kStrips>
+PVT_DEVICE void multiply_tokens(Strip<Warp> (&sums)[2], const Operand<Warp> (&tokens)[kStrips],
+                                typename Warp::Blocks blocks) {
+  multiply_blocks<scalar_t, true>(sums, tokens[0], tokens[1], blocks);
+  PVT_UNROLL for (int s = 2; s < kStrips; s += 2) {
+    multiply_blocks<scalar_t>(sums, tokens[s], tokens[s + 1],
+                              Warp::after(blocks, s / 2 * kBlockBytes));
+  }
+}
+
+// Starts the copy of kBytes that lie in one piece, by all threads of a block.
+template <int kBytes, class Block>
+PVT_DEVICE void copy_piece(Block& block, char* to, const char* from) {
+  constexpr int kVectors = kBytes / kVector, kThreads = Block::kThreads;
+  block.each_thread([&](int thread) {
+    PVT_UNROLL for (int vector = 0; vector < kVectors; vector += kThreads) {
+      if (vector + kThreads <= kVectors || vector + thread < kVectors) {
+        block.copy(to + (vector + thread) * kVector, from + (vector + thread) * kVector);
+      }
+    }
+  });
+}
+
+}  // namespace pvt::cuda
