@@ -178,8 +178,8 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
                                 proj_bias, num_heads, scale);
   }
   const Vector norm_w(norm_weight), norm_b(norm_bias), q_b(q_bias), proj_b(proj_bias);
-  const Tensor q = torch::stable::contiguous(q_weight);
-  const Tensor proj = torch::stable::contiguous(proj_weight);
+  const Tensor q = contiguous_of(q_weight);
+  const Tensor proj = contiguous_of(proj_weight);
   const Tensor kv_rows = with_dense_rows(kv);
   AttentionArgs args;
   args.C = s.C, args.num_heads = s.num_heads, args.head_dim = s.head_dim, args.kv_len = s.kv_len;

@@ -109,8 +109,8 @@ void conv_mlp_block_cpu(Tensor& x, int64_t H, int64_t W, const Tensor& norm_weig
   }
   const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
   const Vector taps(dwconv_weight), conv_b(dwconv_bias);
-  const Tensor fc1 = torch::stable::contiguous(fc1_weight);
-  const Tensor fc2 = torch::stable::contiguous(fc2_weight);
+  const Tensor fc1 = contiguous_of(fc1_weight);
+  const Tensor fc2 = contiguous_of(fc2_weight);
   ConvMlpArgs args;
   args.mlp.C = s.C, args.mlp.hidden = s.hidden;
   args.mlp.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};

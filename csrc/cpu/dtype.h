@@ -5,7 +5,7 @@
 
 #include <initializer_list>
 
-#include "checks.h"
+#include "conversions.h"
 #include "cpu/args.h"
 #include "cpu/float_types.h"
 
@@ -80,8 +80,7 @@ void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
 // A [C] parameter as contiguous float.
 class Vector {
  public:
-  explicit Vector(const Tensor& vector)
-      : tensor_(torch::stable::contiguous(torch::stable::to(vector, ScalarType::Float))) {}
+  explicit Vector(const Tensor& vector) : tensor_(contiguous_of(float_of(vector))) {}
   const float* data() const { return static_cast<const float*>(tensor_.const_data_ptr()); }
 
  private:

@@ -72,8 +72,8 @@ void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias
                           fc2_bias);
   }
   const Vector norm_w(norm_weight), norm_b(norm_bias), fc1_b(fc1_bias), fc2_b(fc2_bias);
-  const Tensor fc1 = torch::stable::contiguous(fc1_weight);
-  const Tensor fc2 = torch::stable::contiguous(fc2_weight);
+  const Tensor fc1 = contiguous_of(fc1_weight);
+  const Tensor fc2 = contiguous_of(fc2_weight);
   MlpArgs args;
   args.C = s.C, args.hidden = s.hidden;
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};

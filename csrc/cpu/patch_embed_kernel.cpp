@@ -30,7 +30,7 @@ Tensor patch_embed_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias
   if (s.B == 0) {
     return out;
   }
-  const Tensor packed = torch::stable::contiguous(weight);
+  const Tensor packed = contiguous_of(weight);
   const Vector bias_(bias), norm_w(norm_weight), norm_b(norm_bias);
   PatchArgs args{};
   args.H = s.H, args.W = s.W, args.C_in = s.C_in;

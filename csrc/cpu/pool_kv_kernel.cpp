@@ -59,9 +59,9 @@ Tensor pool_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
   if (s.B == 0) {
     return out;
   }
-  const Tensor tokens = torch::stable::contiguous(x);
-  const Tensor sr = torch::stable::contiguous(sr_weight);
-  const Tensor kv = torch::stable::contiguous(kv_weight);
+  const Tensor tokens = contiguous_of(x);
+  const Tensor sr = contiguous_of(sr_weight);
+  const Tensor kv = contiguous_of(kv_weight);
   const Vector norm_w(norm_weight), norm_b(norm_bias), sr_b(sr_bias), kv_b(kv_bias);
   const Vector sr_norm_w(sr_norm_weight), sr_norm_b(sr_norm_bias);
   const PoolArgs pool{

@@ -66,8 +66,8 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
   if (s.B * s.kv_len() == 0) {
     return out;
   }
-  const Tensor tokens = torch::stable::contiguous(x);
-  const Tensor kv = torch::stable::contiguous(kv_weight);
+  const Tensor tokens = contiguous_of(x);
+  const Tensor kv = contiguous_of(kv_weight);
   const Vector norm_w(norm_weight), norm_b(norm_bias), kv_b(kv_bias);
   PatchArgs args{};
   args.H = s.H, args.W = s.W, args.C_in = s.C;
@@ -76,7 +76,7 @@ Tensor reduce_kv_cpu(const Tensor& x, int64_t H, int64_t W, const Tensor& norm_w
   args.batch_stride = tokens.stride(0), args.row_stride = s.W * s.C;
   args.column_stride = s.C, args.channel_stride = 1;
   args.input_norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
-  const Tensor sr = reduces ? torch::stable::contiguous(*sr_weight) : kv;
+  const Tensor sr = reduces ? contiguous_of(*sr_weight) : kv;
   const Vector sr_b(sr_bias.value_or(kv_bias)), sr_norm_w(sr_norm_weight.value_or(norm_weight)),
       sr_norm_b(sr_norm_bias.value_or(norm_bias));
   if (reduces) {

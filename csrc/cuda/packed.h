@@ -1,8 +1,7 @@
 // Which tensors the kernels on packed weights take; ATen takes the others.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
+#include "conversions.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -22,7 +21,7 @@ inline bool has_vector_rows(const Tensor& tensor) {
 
 // Contiguous and aligned; a copy if need be.
 inline Tensor dense(const Tensor& tensor) {
-  const Tensor rows = torch::stable::contiguous(tensor);
+  const Tensor rows = contiguous_of(tensor);
   return is_aligned(rows) ? rows : torch::stable::clone(rows);
 }
 
@@ -34,8 +33,7 @@ inline Tensor vector_rows(const Tensor& tensor) {
 // A parameter as contiguous float32.
 class Vector {
  public:
-  explicit Vector(const Tensor& vector)
-      : tensor_(dense(torch::stable::to(vector, ScalarType::Float))) {}
+  explicit Vector(const Tensor& vector) : tensor_(dense(float_of(vector))) {}
   const float* data() const { return static_cast<const float*>(tensor_.const_data_ptr()); }
 
  private:
