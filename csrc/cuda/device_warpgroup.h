@@ -46,9 +46,8 @@ struct DeviceWarpgroup : DeviceWarp {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
   }
 
-  // d [16, 64] += a [16, 16] b, of inputs [16 step, 16 (step + 1)) of a block of weights; = instead
-  // of
-  // += if kFresh. After begin_products(); until it was waited for, d and a are in use.
+  // d [16, 64] += a [16, 16] b, of inputs [16 step, 16 (step + 1)) of a block of weights; kFresh:
+  // d = a b. After begin_products(), and until it was waited for, d and a are in use.
   template <class scalar_t, bool kFresh>
   static PVT_DEVICE void multiply_block(Float (&d0)[4][4], Float (&d1)[4][4], const Word (&a)[4],
                                         Blocks block, int step) {

@@ -27,6 +27,8 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
 template <class Config, auto kKernel, class Args, class Share>
 void launch_linear(const Device& device, Args args, const Share& share) {
   const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
+  check(args.columns % Config::kColumns == 0, device.op(), ": a kernel of ", Config::kColumns,
+        " columns was asked for ", args.columns);
   const int groups = args.columns / Config::kColumns;
   const int parts = share(tiles, groups);
   args.block_columns = (groups + parts - 1) / parts * Config::kColumns;

@@ -20,7 +20,10 @@ struct StayingLinearConfig {
   static constexpr int C = C_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr Then kThen = kThen_;
   static constexpr Follow kFollow = Follow::kInputs;
-  static constexpr int kRows = kWarps * kTile, kColumns = (C > 320 ? 1 : 2) * kBlock;
+  static constexpr int kRows = kWarps * kTile, kColumns = kBlock;
+  // Whether there are registers for the sums of two blocks: one is put while the other is
+  // multiplied.
+  static constexpr bool kTwo = C <= 320;
   static constexpr int kSlotBytes = C / kBlock * kBlockBytes;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
 };
@@ -57,22 +60,29 @@ PVT_DEVICE void staying_linear(Block& block, const WarpgroupLinearArgs& args) {
       put_strip<scalar_t, Config::kThen>(args.out, results, column / kStrip + s, strip);
     }
   };
-  // Two at a time, if there are registers: one is put while the other is multiplied.
-  constexpr int kPair = Config::kColumns / kBlock;
-  PVT_NO_UNROLL for (int chunk = 0; chunk < count; chunk += kPair) {
-    Strip<Warp> sums[kPair][2];
-    PVT_UNROLL for (int i = 0; i < kPair; ++i) {
-      const auto blocks = Warp::blocks(chunks.next());
-      Warp::begin_products();
-      multiply_tokens<scalar_t>(sums[i], tokens, blocks);
-      Warp::commit_products();
-    }
-    if constexpr (kPair == 2) {
+  const auto multiply = [&](Strip<Warp>(&sums)[2]) {
+    const auto blocks = Warp::blocks(chunks.next());
+    Warp::begin_products();
+    multiply_tokens<scalar_t>(sums, tokens, blocks);
+    Warp::commit_products();
+  };
+  int chunk = 0;
+  if constexpr (Config::kTwo) {
+    PVT_NO_UNROLL for (; chunk + 1 < count; chunk += 2) {
+      Strip<Warp> sums[2], next[2];
+      multiply(sums);
+      multiply(next);
       Warp::template wait_products<1>();
-      put(sums[0], chunk);
+      put(sums, chunk);
+      Warp::template wait_products<0>();
+      put(next, chunk + 1);
     }
+  }
+  PVT_NO_UNROLL for (; chunk < count; ++chunk) {
+    Strip<Warp> sums[2];
+    multiply(sums);
     Warp::template wait_products<0>();
-    put(sums[kPair - 1], chunk + kPair - 1);
+    put(sums, chunk);
   }
 }
 

@@ -278,7 +278,7 @@ TEST_CASE("mlp_block_: warpgroups, weights pass by or stay") {
 
 TEST_CASE("mlp_block_: two kernels of warpgroups") {
   check_warpgroup_layers<StayingLinearConfig<BFloat16, 320, Then::kGelu, 8, 5>,
-                         PassingLinearConfig<BFloat16, Then::kAdd, 5, 8, 4>>(200, 256, 128);
+                         PassingLinearConfig<BFloat16, Then::kAdd, 5, 8, 4>>(200, 192, 128);
   check_warpgroup_layers<StayingLinearConfig<Half, 512, Then::kGelu, 8, 3>,
                          PassingLinearConfig<Half, Then::kAdd, 4, 8, 4>>(33, 192, 128);
   check_warpgroup_layers<StayingLinearConfig<BFloat16, 64, Then::kGelu, 4, 4>,
