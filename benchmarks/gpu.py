@@ -40,7 +40,9 @@ from tests.models import lively
 COPY_SHARE, PRODUCT_SHARE, MMA_SYNC_ON_HOPPER = 0.88, 0.70, 0.78
 MISS = 1.25  # from where on a time is marked, as one to explain
 
-COMPILE_SECONDS = 200  # what a compiler needs for one model and batch, with some to spare
+# What a compiler needs for one model and batch: the first took more than 250 s beside an H200,
+# later ones, which find much of it done, less than 100.
+COMPILE_SECONDS = 300
 
 
 class Clock:

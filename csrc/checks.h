@@ -28,8 +28,8 @@ void check(bool ok, const Parts&... parts) {
   }
 }
 
-// Sizes in a message. They are written only when it is: an operator checks a dozen
-// tensors, and has a few microseconds in all.
+// Sizes in a message, written only when it is: an operator checks a dozen tensors, and has a few
+// microseconds in all.
 template <class Range>
 struct Sizes {
   Range sizes;
@@ -156,14 +156,8 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
 // `grad` is the gradient of a result of this shape, of the dtype of `x`.
 inline void check_grad(const char* op, const Tensor& grad, std::initializer_list<int64_t> sizes,
                        const char* x_name, const Tensor& x) {
-  const auto found = grad.sizes();
-  if (!std::equal(found.begin(), found.end(), sizes.begin(), sizes.end())) {
-    std::string expected;
-    for (const int64_t size : sizes) {
-      expected += (expected.empty() ? "" : ", ") + std::to_string(size);
-    }
-    check(false, op, ": expected grad of shape [", expected, "], got ", shape(grad));
-  }
+  check(has_sizes(grad, sizes), op, ": expected grad of shape ", Sizes{sizes}, ", got ",
+        shape(grad));
   check_like(op, "grad", grad, x_name, x);
 }
 

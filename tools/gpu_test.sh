@@ -10,7 +10,7 @@ failed=""
 # With pytest-xdist a kernel that breaks a process's CUDA context costs its own test alone.
 parallel=()
 ! "$python" -c "import xdist" 2> /dev/null || parallel=(-n 4)
-"$python" -m pytest -q --tb=short "${parallel[@]}" -m "slow or not slow" tests/gpu \
+"$python" -m pytest -q --tb=short --durations=10 "${parallel[@]}" -m "slow or not slow" tests/gpu \
   --ignore tests/gpu/test_gpu_pvt_infer.py || failed+=" tests"
 
 if ! command -v compute-sanitizer > /dev/null; then
