@@ -20,9 +20,11 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, Config::kBlocks)
 }
 
 // Many patches: as many columns to a block as registers hold sums of, for few copies of weights.
+// Two tiles of rows where beside these there are registers for them.
 template <class scalar_t, int C, bool kNorm, int kStrips>
 using WideConvolution =
-    ConvolveConfig<scalar_t, C, kNorm, /*kTiles=*/!kNorm && kStrips <= 4 ? 2 : 1, kStrips,
+    ConvolveConfig<scalar_t, C, kNorm, /*kTiles=*/!kNorm && kStrips <= 4 && C < 320 ? 2 : 1,
+                   kStrips,
                    /*kWarps=*/4, /*kDepth=*/kNorm && C % 64 == 0 ? 64 : 32,
                    /*kSlots=*/kNorm && C % 64 == 0 ? 3 : 4>;
 

@@ -299,7 +299,7 @@ TEST_CASE("patch_embed: of tokens") {
   check_patches<Wide>(embedding(2, 9, 7, 64, 128, false), 2, true);
   check_patches<Wide>(embedding(2, 19, 17, 64, 128, false), 1, true, /*fused=*/true);
   check_patches<Wide>(embedding(1, 7, 10, 64, 128, true), 1, false, /*fused=*/true);
-  check_patches<ConvolveConfig<BFloat16, 320, false, 2, 4, 4, 32, 4>>(
+  check_patches<ConvolveConfig<BFloat16, 320, false, 1, 4, 4, 32, 4>>(
       embedding(1, 4, 5, 320, 512, false), 1, true);
   check_patches<ConvolveConfig<Half, 64, false, 1, 1, 4, 64, 4>>(embedding(2, 7, 10, 64, 128, true),
                                                                  4, false);
