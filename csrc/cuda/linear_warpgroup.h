@@ -11,8 +11,8 @@
 
 namespace pvt::cuda {
 
-// Whether there are kernels for it here. Only this compute capability has such products: newer ones
-// have others.
+// Whether the device has such products, and code for them was compiled. Devices newer than compute
+// capability 9.0 have others.
 inline bool has_warpgroups(const Device& device) {
   constexpr std::string_view kCompiled = PVT_CUDA_ARCHITECTURES;
   return kCompiled.find("9.0a") != std::string_view::npos && device.capability() == 90;
