@@ -276,11 +276,12 @@ TEST_CASE("mlp_block_: warpgroups, weights pass by or stay") {
   check_warpgroups<MlpWarpgroupConfig<Half, 64, 8, 3>>(3 * 128 + 5, 128, 2);
 }
 
+// Odd numbers of 64 columns and inputs, more of them than slots.
 TEST_CASE("mlp_block_: two kernels of warpgroups") {
   check_warpgroup_layers<StayingLinearConfig<BFloat16, 320, Then::kGelu, 8, 5>,
-                         PassingLinearConfig<BFloat16, Then::kAdd, 5, 8, 4>>(200, 192, 128);
+                         PassingLinearConfig<BFloat16, Then::kAdd, 5, 8, 4>>(140, 576, 448);
   check_warpgroup_layers<StayingLinearConfig<Half, 512, Then::kGelu, 8, 3>,
-                         PassingLinearConfig<Half, Then::kAdd, 4, 8, 4>>(33, 192, 128);
+                         PassingLinearConfig<Half, Then::kAdd, 4, 8, 4>>(33, 448, 320);
   check_warpgroup_layers<StayingLinearConfig<BFloat16, 64, Then::kGelu, 4, 4>,
                          PassingLinearConfig<BFloat16, Then::kAdd, 1, 4, 4>>(64, 256, 128);
 }
