@@ -482,6 +482,24 @@ inline PatchShape check_patch_embed(const Tensor& x, const Tensor& weight, const
   return {x.size(0), x.size(1), H, W, C, out_H, out_W};
 }
 
+struct HeadShape {
+  int64_t B, C, num_classes;
+};
+
+inline HeadShape check_head(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  constexpr const char* op = "head";
+  check(is_floating(x.scalar_type()), op,
+        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(x.scalar_type()));
+  check(x.dim() == 2 && x.size(1) >= 1, op, ": expected x of shape [B, C], got ", shape(x));
+  const int64_t C = x.size(1);
+  check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) == C, op,
+        ": expected weight of shape [num_classes, ", C, "], got ", shape(weight));
+  check_like(op, "weight", weight, "x", x);
+  check_vector(op, "bias", bias, weight.size(0), x);
+  return {x.size(0), C, weight.size(0)};
+}
+
 struct ResizeShape {
   int64_t in_height, in_width, channels;
   int64_t height, width;                       // of the whole resized image

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kOpsVersion = 5;
+constexpr int64_t kOpsVersion = 6;
 
 std::string compiler() {
 #if defined(__clang__)

@@ -109,6 +109,10 @@ STABLE_TORCH_LIBRARY(pvt, m) {
       "float eps, Tensor fc1_weight, Tensor fc1_bias, bool relu, Tensor dwconv_weight, "
       "Tensor dwconv_bias, Tensor fc2_weight, Tensor fc2_bias) -> ()");
 
+  // x weight^T + bias, the scores of every class; the weight as it is, not packed.
+  //   x: [B, C]   weight: [num_classes, C]   bias: [num_classes]   ->   [B, num_classes]
+  m.def("head(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+
   // Pillow's Image.resize, value for value; only the crop window is computed.
   //   image: uint8 [H, W, channels], 1 to 4 channels   size: [height, width]
   //   interpolation: "bicubic" or "bilinear"   crop: [] or [top, left, height, width] of the result

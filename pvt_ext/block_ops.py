@@ -1,4 +1,4 @@
-"""The operators of a packed model: half a transformer block each, for inference.
+"""The operators of a packed model: half a transformer block each, and the head, for inference.
 
 They take weight matrices in panels (:mod:`pvt_ext.packing`), of the dtype of ``x`` or, beside a
 float32 ``x``, of bfloat16, float16 or int8. What is multiplied by such a weight is rounded first:
@@ -9,7 +9,7 @@ computed, so that there is nothing to calibrate. Attention itself runs in bfloat
 Vectors (biases, norms) are float32 or of the dtype of ``x``. float32 tokens run in the library's
 own CPU kernels, which accumulate, normalise and take the softmax in float32 and keep every
 intermediate of a tile of tokens in the processor's caches; other dtypes and devices run in ATen, on
-weights unpacked at every call.
+weights unpacked at every call. The weight of :func:`head` is not packed.
 
 Results do not depend on the number of threads, and those of a batch are those of its images one by
 one, bit for bit. There are no gradients. Names that end in ``_`` overwrite ``x``, which must be
@@ -302,6 +302,25 @@ def conv_mlp_block_(
     return x
 
 
+def head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Scores of every class, ``x @ weight.T + bias``, the same for an image in any batch.
+
+    Args:
+        x: what the head sees of each image, ``[B, C]``.
+        weight: ``[num_classes, C]``, of the dtype of ``x``, as in :class:`torch.nn.Linear`.
+        bias: ``[num_classes]``.
+
+    Returns:
+        ``[B, num_classes]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument.
+
+    Source: PVT v1, section 3.1 (the classifier after the last stage).
+    """
+    return torch.ops.pvt.head(x, weight, bias)
+
+
 # ---- shapes ----
 
 
@@ -479,6 +498,18 @@ def _(
     _check_packed("conv_mlp_block_", "fc2_weight", fc2_weight, C, hidden)
 
 
+@torch.library.register_fake("pvt::head")
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    torch._check(
+        x.dim() == 2 and weight.dim() == 2 and weight.shape[1] == x.shape[1],
+        lambda: (
+            "head: expected x [B, C] and weight [num_classes, C], "
+            f"got {list(x.shape)} and {list(weight.shape)}"
+        ),
+    )
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
 # ---- gradients: refused, rather than silently absent ----
 
 _autograd_rules = torch.library.Library("pvt", "IMPL")
@@ -505,6 +536,7 @@ for _name in (
     "attention_block_",
     "mlp_block_",
     "conv_mlp_block_",
+    "head",
 ):
     _refuse_gradients(_name)
 
@@ -569,3 +601,8 @@ def _(
 ) -> int:
     B, N, C = x
     return 2 * B * N * fc1_bias[0] * (2 * C + 9)
+
+
+@register_flop_formula(torch.ops.pvt.head)
+def _(x: list[int], weight: list[int], *args: Any, **kwargs: Any) -> int:
+    return 2 * x[0] * weight[0] * weight[1]

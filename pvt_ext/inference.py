@@ -24,8 +24,8 @@ class _Packed(nn.Module):
     None leaves None, a layer without a bias zeros."""
 
     def hold_norm(self, name: str, norm: nn.LayerNorm | None) -> None:
-        self.register_buffer(f"{name}_weight", None if norm is None else _vector(norm.weight))
-        self.register_buffer(f"{name}_bias", None if norm is None else _vector(norm.bias))
+        self.register_buffer(f"{name}_weight", None if norm is None else _float(norm.weight))
+        self.register_buffer(f"{name}_bias", None if norm is None else _float(norm.bias))
 
     def hold_layer(
         self, name: str, layer: nn.Linear | nn.Conv2d | None, dtype: torch.dtype
@@ -35,13 +35,13 @@ class _Packed(nn.Module):
             pack_layer = pack_weight if isinstance(layer, nn.Linear) else pack_convolution
             weight = pack_layer(layer.weight.detach(), dtype)
             bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-            bias = _vector(bias)
+            bias = _float(bias)
         self.register_buffer(f"{name}_weight", weight)
         self.register_buffer(f"{name}_bias", bias)
 
 
-def _vector(vector: Tensor) -> Tensor:
-    return vector.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 class PackedPatchEmbed(_Packed):
@@ -201,8 +201,8 @@ class PackedConvMlp(PackedMlp):
         assert conv.bias is not None
         self.relu = mlp.relu
         # hidden, 1, 3, 3 -> 3, 3, hidden
-        self.register_buffer("dwconv_weight", _vector(conv.weight[:, 0].permute(1, 2, 0)))
-        self.register_buffer("dwconv_bias", _vector(conv.bias))
+        self.register_buffer("dwconv_weight", _float(conv.weight[:, 0].permute(1, 2, 0)))
+        self.register_buffer("dwconv_bias", _float(conv.bias))
 
     def forward(self, x: Tensor, H: int, W: int) -> None:
         torch.ops.pvt.conv_mlp_block_(
@@ -236,6 +236,20 @@ class PackedBlock(nn.Module):
         self.attn(x, H, W)
         self.mlp(x, H, W)
         return x
+
+
+class PackedHead(nn.Module):
+    """The head, whose scores do not depend on the batch they are computed in. The weight is as in
+    :class:`torch.nn.Linear`: few rows are multiplied by it."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+        self.register_buffer("weight", _float(head.weight))
+        self.register_buffer("bias", _float(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.pvt.head(x, self.weight, self.bias)
 
 
 Model = TypeVar("Model", bound=Pyramid)
@@ -279,8 +293,9 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
             the dtype of weights of 16 bits.
 
     Returns:
-        a model of the same class whose patch embeddings and blocks are those of this module. All
-        its weights are buffers; ``forward`` and ``features`` take and give float32.
+        a model of the same class whose patch embeddings, blocks and head are those of this module
+        (a head of another kind, or with hooks, stays as it is). All its weights are buffers;
+        ``forward`` and ``features`` take and give float32.
 
     Raises:
         ValueError: another dtype, a model that is packed already, or one with layers that do more
@@ -308,6 +323,9 @@ def pack(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         )
         blocks: list[Block] = list(original.blocks)  # type: ignore[arg-type]
         stage.blocks = nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
+    head = getattr(packed, "head", None)
+    if type(head) is nn.Linear and not has_hooks(head):
+        packed.head = PackedHead(head)
     for module in packed.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)

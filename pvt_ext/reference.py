@@ -277,6 +277,11 @@ def conv_mlp_block(
     return x + _linear(F.gelu(hidden.flatten(2).transpose(1, 2)), fc2_weight, fc2_bias)
 
 
+def head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The formula of :func:`pvt_ext.block_ops.head`."""
+    return F.linear(x, weight, bias.to(x.dtype))
+
+
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, [x.shape[-1]], weight.to(x.dtype), bias.to(x.dtype), eps)
 

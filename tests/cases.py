@@ -242,6 +242,20 @@ class ConvMlpCase:
         return x, self.H, self.W, *before, *conv, fc2_weight, fc2_bias
 
 
+@dataclass(frozen=True)
+class HeadCase:
+    B: int
+    C: int
+    num_classes: int
+
+    def inputs(
+        self, dtype: torch.dtype = torch.float32, weight: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
+        """``weight`` is of no account: the head's has the dtype of the tokens in every model."""
+        matrix = (torch.randn(self.num_classes, self.C) * self.C**-0.5).to(dtype)
+        return torch.randn(self.B, self.C, dtype=dtype), matrix, *vectors(dtype, self.num_classes)
+
+
 # The operators of a packed model. Few rows and many, so that work is divided by rows and by
 # columns; sizes beside a panel, a tile, a block of sums.
 BLOCK_CASES: dict[str, list[Any]] = {
@@ -303,6 +317,13 @@ BLOCK_CASES: dict[str, list[Any]] = {
         ConvMlpCase(2, 300, 1, 7, 17),
         ConvMlpCase(3, 1, 1, 33, 70),
         ConvMlpCase(5, 2, 2, 20, 131),
+    ],
+    "head": [
+        HeadCase(1, 512, 1000),
+        HeadCase(8, 512, 1000),
+        HeadCase(5, 256, 10),
+        HeadCase(2, 70, 33),
+        HeadCase(3, 3, 1),
     ],
 }
 

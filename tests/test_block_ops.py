@@ -30,6 +30,7 @@ SMALL = [
     ("attention_block_", cases.AttentionBlockCase(2, 6, 8, 2, 5)),
     ("mlp_block_", cases.MlpBlockCase(2, 6, 8, 20)),
     ("conv_mlp_block_", cases.ConvMlpCase(2, 3, 2, 8, 20)),
+    ("head", cases.HeadCase(2, 8, 5)),
 ]
 
 
@@ -62,11 +63,11 @@ def test_matches_reference(name, case, dtypes):
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [case for case in ALL if case[0] != "attention_block_"], ids=str
+    ("name", "case"), [case for case in ALL if case[0] not in ("attention_block_", "head")], ids=str
 )
 def test_int8_is_quantised_as_the_reference_says(name, case):
     """But for values beside the middle between two integers, which may go either way. (Attention
-    may fold its projections into keys and values, which are not quantised.)"""
+    may fold its projections into keys and values, which are not quantised; the head is not.)"""
     inputs = case.inputs(weight=torch.int8)
     formula = getattr(reference, name.rstrip("_"))
     expected, truth = formula(*inputs), formula(*(cases.in_double(x) for x in inputs))
@@ -165,6 +166,17 @@ def test_patches_of_any_shape(B, C_in, C, kernel, stride, extra, tokens, dtypes)
     check_draws("patch_embed", case, dtypes)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    B=st.integers(0, 9),
+    C=st.integers(1, 600),
+    num_classes=st.integers(1, 100),
+    dtypes=st.sampled_from(cases.PACKED_DTYPES),
+)
+def test_head_of_any_shape(B, C, num_classes, dtypes):
+    check_draws("head", cases.HeadCase(B, C, num_classes), dtypes)
+
+
 @pytest.mark.parametrize("dtypes", cases.PACKED, ids=str)
 def test_strided_inputs(dtypes):
     x, *rest = cases.PatchCase(2, 6, 9, 8, 20, 3, 2, 1).inputs(*dtypes)
@@ -176,6 +188,8 @@ def test_strided_inputs(dtypes):
     check("pool_kv", (torch.cat([x, x], dim=-1)[..., 1:7], *rest))
     x, *rest = cases.KvCase(2, 5, 4, 6, 2).inputs(*dtypes)
     check("reduce_kv", (torch.cat([x, x], dim=-1)[..., 1:7], *rest))
+    x, weight, bias = cases.HeadCase(4, 9, 30).inputs(*dtypes)
+    check("head", (x.t().contiguous().t(), weight.t().contiguous().t(), bias.repeat(2)[::2]))
 
 
 @pytest.mark.parametrize(("name", "case"), ALL, ids=str)
@@ -260,6 +274,7 @@ def test_same_bits_for_any_number_of_threads(name, case, dtypes):
         ("mlp_block_", cases.MlpBlockCase(5, 50, 512, 2048)),
         ("conv_mlp_block_", cases.ConvMlpCase(5, 14, 14, 64, 300)),
         ("conv_mlp_block_", cases.ConvMlpCase(5, 20, 14, 64, 300)),
+        ("head", cases.HeadCase(5, 512, 1000)),
     ],
     ids=str,
 )
@@ -372,6 +387,10 @@ def patch_with(**changes):
     return with_changes("patch_embed", cases.PatchCase(2, 3, 9, 8, 20, 3, 2, 1), names, **changes)
 
 
+def head_with(**changes):
+    return with_changes("head", cases.HeadCase(2, 8, 5), "x weight bias", **changes)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -417,6 +436,10 @@ def patch_with(**changes):
             patch_with(position=torch.zeros(3, 20)),
             r"shape \[5 \* 4, 20\], got \[3, 20\]",
         ),
+        (head_with(x=torch.zeros(2, 3, 8)), r"head: .*x of shape \[B, C\], got \[2, 3, 8\]"),
+        (head_with(x=torch.zeros(2, 7)), r"weight of shape \[num_classes, 7\], got \[5, 8\]"),
+        (head_with(weight=torch.zeros(5, 8).half()), "weight of dtype float32 like x, got float16"),
+        (head_with(bias=torch.zeros(4)), r"bias of shape \[5\], got \[4\]"),
     ],
 )
 def test_messages_name_argument_expectation_and_value(call, message):

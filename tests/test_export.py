@@ -82,6 +82,7 @@ def test_metadata(file: Path) -> None:
             "version": pvt_ext.ops_version(),
             "required": [
                 "pvt::attention_block_",
+                "pvt::head",
                 "pvt::mlp_block_",
                 "pvt::patch_embed",
                 "pvt::reduce_kv",

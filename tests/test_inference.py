@@ -13,7 +13,7 @@ from running import in_a_process, in_eight_threads, same_bits_for_any_number_of_
 from torch.nn.utils import prune
 
 from pvt_ext.export import export_torchscript
-from pvt_ext.inference import PackedPatchEmbed, pack
+from pvt_ext.inference import PackedHead, PackedPatchEmbed, pack
 from pvt_ext.packing import pack_convolution, pack_weight, unpack_weight
 
 FAMILY = pytest.mark.parametrize("specs", [MINI, MINI_V2, MINI_V2_LI], ids=["v1", "v2", "v2_li"])
@@ -174,13 +174,12 @@ def test_input_is_not_changed(specs):
 
 
 @FAMILY
-def test_batch_and_threads_do_not_change_a_bit(specs):
-    packed = pack(mini(specs))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_batch_and_threads_do_not_change_a_bit(specs, dtype):
+    packed = pack(mini(specs, num_classes=1000), dtype)
     x = torch.randn(5, 3, 96, 64)
-    # The head is PyTorch's own product, whose sums do depend on the batch.
-    assert same_bits_for_any_number_of_threads(lambda: packed.forward_features(x))
-    single = torch.cat([packed.forward_features(x[i : i + 1]) for i in range(5)])
-    assert torch.equal(packed.forward_features(x), single)
+    assert same_bits_for_any_number_of_threads(lambda: packed(x))
+    assert torch.equal(packed(x), torch.cat([packed(x[i : i + 1]) for i in range(5)]))
 
 
 class Adapted(torch.nn.Linear):
@@ -223,9 +222,29 @@ def test_what_is_in_the_weights_already_is_packed():
     torch.nn.utils.parametrizations.weight_norm(model.stages[0].blocks[0].mlp.fc1)
     pruned(model.stages[1].blocks[0].attn.q)
     prune.remove(model.stages[1].blocks[0].attn.q, "weight")
-    hooked(model.head)
     with torch.inference_mode():
         assert relative_error(pack(model)(x), model(x)) < 2e-6
+
+
+def test_heads():
+    """A linear layer is packed; one that does more, or is another module, stays as it is."""
+    x = torch.randn(1, 3, 64, 64)
+    doubled = mini()
+    doubled.head.register_forward_hook(lambda module, inputs, out: 2 * out)
+    without_bias, deeper, none = mini(), mini(), mini(num_classes=0)
+    without_bias.head = torch.nn.Linear(without_bias.num_features, 7, bias=False)
+    deeper.head = torch.nn.Sequential(torch.nn.Dropout(), deeper.head)
+    for model, is_packed in (
+        (mini(), True),
+        (without_bias, True),
+        (doubled, False),
+        (deeper, False),
+        (none, False),
+    ):
+        packed = pack(model)
+        assert isinstance(packed.head, PackedHead) == is_packed
+        with torch.inference_mode():
+            assert relative_error(packed(x), model.eval()(x)) < 2e-6
 
 
 @settings(max_examples=30, deadline=None)

@@ -157,8 +157,8 @@ def test_no_operator_library(binary: Path, model: Path, tmp_path: Path) -> None:
 
     (message,) = errors(alone(image, code=5, env=environment))
     assert message.startswith(
-        f"{model}: needs the operators pvt::attention_block_, pvt::mlp_block_, pvt::patch_embed, "
-        "pvt::reduce_kv, pvt::resize; "
+        f"{model}: needs the operators pvt::attention_block_, pvt::head, pvt::mlp_block_, "
+        "pvt::patch_embed, pvt::reduce_kv, pvt::resize; "
     )
     assert "--ops-lib" in message
     library = binary.parent.parent / "lib" / "libpvt_ops.so"

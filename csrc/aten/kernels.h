@@ -76,6 +76,8 @@ void conv_mlp_block_aten(Tensor& x, int64_t H, int64_t W, const Tensor& norm_wei
                          const Tensor& dwconv_bias, const Tensor& fc2_weight,
                          const Tensor& fc2_bias);
 
+Tensor head_aten(const Tensor& x, const Tensor& weight, const Tensor& bias);
+
 #pragma GCC visibility pop
 
 }  // namespace pvt

@@ -9,14 +9,6 @@
 
 constexpr int kNormRows = 4;
 
-// Sums of the lanes of four vectors.
-inline Quad reduce_add_four(const Vec* v) {
-  const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
-  const Quad ab = shuffle<0, 4, 1, 5>(a, b) + shuffle<2, 6, 3, 7>(a, b);
-  const Quad cd = shuffle<0, 4, 1, 5>(c, d) + shuffle<2, 6, 3, 7>(c, d);
-  return shuffle<0, 1, 4, 5>(ab, cd) + shuffle<2, 3, 6, 7>(ab, cd);
-}
-
 // store(i, c, y[i][c:c + count], count) for all of
 //   y[i] = (x[i] - mean(x[i])) / sqrt(var(x[i]) + eps) * weight + bias,   four rows of C elements
 // Those of all rows at some c are read before the first is stored: rows may be equal, and y may be

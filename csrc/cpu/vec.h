@@ -134,6 +134,14 @@ inline float reduce_add(Vec v) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+// The same of four vectors at once.
+inline Quad reduce_add_four(const Vec* v) {
+  const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+  const Quad ab = shuffle<0, 4, 1, 5>(a, b) + shuffle<2, 6, 3, 7>(a, b);
+  const Quad cd = shuffle<0, 4, 1, 5>(c, d) + shuffle<2, 6, 3, 7>(c, d);
+  return shuffle<0, 1, 4, 5>(ab, cd) + shuffle<2, 3, 6, 7>(ab, cd);
+}
+
 inline float reduce_max(Vec v) {
   Quad parts[kLanes / 4];
   __builtin_memcpy(parts, &v, sizeof v);

@@ -441,6 +441,29 @@ void check_pooling() {
   }
 }
 
+struct HeadCase {
+  int64_t rows, C, num_classes;
+};
+constexpr HeadCase kHeadCases[] = {{1, 64, 10}, {8, 33, 21}, {5, 3, 1}, {4, 96, 8}};
+
+template <class Level>
+void check_head() {
+  for (const HeadCase& c : kHeadCases) {
+    INFO(c.rows, " rows, ", c.C, " channels, ", c.num_classes, " classes");
+    const Layer<float> layer(c.num_classes, c.C, 2);
+    const auto x = random_values<float>(c.rows * c.C, 1);
+    const auto scores = Level::head(x, c.rows, c.C, layer.weight, layer.bias);
+    check_close(scores, layer(to_matrix(x, c.rows, c.C)), kTolerance<float>);
+    for (int64_t row = 0; row < c.rows; ++row) {  // each row alone, bit for bit
+      const auto at = [](const std::vector<float>& values, int64_t size, int64_t i) {
+        return std::vector<float>(values.begin() + i * size, values.begin() + (i + 1) * size);
+      };
+      check_equal(Level::head(at(x, c.C, row), 1, c.C, layer.weight, layer.bias),
+                  at(scores, c.num_classes, row));
+    }
+  }
+}
+
 template <class scalar_t, class Level>
 void check_dtype() {
   check_mlp<scalar_t, Level>();
@@ -457,6 +480,7 @@ void check_level() {
   check_dtype<BFloat16, Level>();
   check_dtype<int8_t, Level>();
   check_pooling<Level>();
+  check_head<Level>();
 }
 
 #define CHECK_BODIES(level) check_level<pvt::level::Bodies>();

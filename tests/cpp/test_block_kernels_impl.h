@@ -4,6 +4,7 @@
 #include "cpu/attention_block_impl.h"
 #include "cpu/conv_mlp_block_impl.h"
 #include "cpu/convolve_impl.h"
+#include "cpu/head_impl.h"
 #include "cpu/mlp_block_impl.h"
 #include "cpu/pool_kv_impl.h"
 
@@ -117,6 +118,17 @@ struct Bodies {
       std::vector<float> scratch = memory(pool_scratch_size(args));
       pool_cell(args, x.data(), cell / P, cell % P, out.data() + cell * args.C, scratch.data());
     }
+    return out;
+  }
+
+  // In two parts, as two threads do it.
+  static std::vector<float> head(const std::vector<float>& x, int64_t rows, int64_t C,
+                                 const std::vector<float>& weight, const std::vector<float>& bias) {
+    const int64_t size = int64_t(bias.size());
+    const int64_t middle = std::min<int64_t>(size, (size / 2 + 3) / 4 * kHeadColumns);
+    std::vector<float> out = memory(rows * size);
+    head_columns(x.data(), rows, C, weight.data(), bias.data(), 0, middle, size, out.data());
+    head_columns(x.data(), rows, C, weight.data(), bias.data(), middle, size, size, out.data());
     return out;
   }
 
