@@ -1,14 +1,16 @@
 """The comparison runs and says what it did. No test looks at how fast anything is."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import accuracy as accuracy_benchmark
 from benchmarks import compare, gpu, gpu_peers, plot
 from benchmarks.fma_peak import KINDS, CannotCompileError, FmaPeak
-from benchmarks.job import Job, batches, save_images, save_weights
+from benchmarks.job import PHOTOS, Job, batches, save_images, save_weights
 from benchmarks.peers import PEERS
 from benchmarks.report import accuracy, finish, is_right, summarise, table
 from benchmarks.turns import workers
@@ -117,6 +119,27 @@ def test_job_images(tmp_path):
     # What int8 is calibrated with is not what it is tested on.
     test, calibration = (images[part].flatten(1) for part in ("test", "calibration"))
     assert torch.cdist(test, calibration).min() > 1
+
+
+@pytest.mark.slow
+def test_accuracy_from_end_to_end(tmp_path, capsys):
+    for name in ("airplane", "cat", "horse"):
+        (tmp_path / name).mkdir()
+        shutil.copy(PHOTOS / f"{name}.jpg", tmp_path / name)
+    file = tmp_path / "out.json"
+    arguments = [str(tmp_path), "--dtype", "fp32", "int8", "--peers", "ours", "eager"]
+    with pytest.raises(ValueError, match="--calibrate: expected a folder of other images"):
+        accuracy_benchmark.main(arguments)
+    calibrate = ["--calibrate", str(tmp_path)]
+    accuracy_benchmark.main([*arguments, *calibrate, "--threads", "1", "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert "pvt_nano fp32, 3 images: float64 names 100.00% of them" in printed
+    assert "eager       !! not available: PyTorch alone has no int8 path" in printed
+
+    fp32, int8 = json.loads(file.read_text())["rows"]
+    for result in (*fp32["peers"].values(), int8["peers"]["ours"]):
+        assert result["top1"] == result["top1_agreement"] == 1
+    assert fp32["peers"]["ours"]["error"] < 1e-5 < int8["peers"]["ours"]["error"] < 0.1
 
 
 @pytest.mark.slow
