@@ -71,20 +71,14 @@ void run_layers(const Device& device, int64_t B, const Tensor& x, const Attentio
   Tensor attended = torch::stable::new_empty(x, {rows, C});
 
   const bool many = are_for_warpgroups<scalar_t, C>(device, rows);
-  const auto set_q = [&](auto& q) {
-    q.x = args.x, q.rows = rows;
-    q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
-    q.weight = args.q_weight, q.bias = args.q_bias;
-    q.out = queries.mutable_data_ptr(), q.columns = C;
-  };
+  LinearArgs q{};
+  q.x = args.x, q.rows = rows;
+  q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
+  q.weight = args.q_weight, q.bias = args.q_bias;
+  q.out = queries.mutable_data_ptr(), q.columns = C;
   if (many) {
-    WarpgroupLinearArgs q{};
-    set_q(q);
-    q.depth = C;
-    run_staying_linear<scalar_t, C, Then::kStore>(device, x, q);
+    run_staying_linear<scalar_t, C, Then::kStore>(device, x, streamed<C>(q));
   } else {
-    LinearArgs q{};
-    set_q(q);
     run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, q);
   }
 

@@ -22,6 +22,13 @@ __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
   streamed_linear<Config>(block, args);
 }
 
+// The layer of tokens of C channels, for kernels that stream its weights.
+template <int C>
+StreamedLinearArgs streamed(const LinearArgs& args) {
+  return {args.x,      args.rows, C,        args.norm_weight, args.norm_bias,    args.eps,
+          args.weight, args.bias, args.out, args.columns,     args.block_columns};
+}
+
 // Shares columns out too if rows alone do not fill the GPU: sets args.block_columns.
 //   share(row groups, column groups): the parts of the columns
 template <class Config, auto kKernel, class Args, class Share>

@@ -70,31 +70,21 @@ bool are_for_warpgroups(const Device& device, const MlpBlockArgs& args) {
 // rows. x: the tokens again, for memory.
 template <class scalar_t, int C, Then kThen, bool kMany>
 void run_fc1(const Device& device, const Tensor& x, const MlpBlockArgs& args, void* hidden) {
-  if constexpr (kMany && C % kBlock == 0) {
-    if (are_for_warpgroups<scalar_t, C>(device, args)) {
-      WarpgroupLinearArgs fc1{};
-      fc1.x = args.x, fc1.rows = args.rows, fc1.depth = C;
-      fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
-      fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
-      fc1.out = hidden, fc1.columns = args.hidden;
-      return run_staying_linear<scalar_t, C, kThen>(device, x, fc1);
-    }
-  }
-  if constexpr (kMany) {
-    if (has_many_rows<scalar_t, C>(device, args.rows)) {
-      StreamedLinearArgs fc1{};
-      fc1.x = args.x, fc1.rows = args.rows, fc1.depth = C;
-      fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
-      fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
-      fc1.out = hidden, fc1.columns = args.hidden;
-      return run_streamed_linear<WideFc1<scalar_t, kThen>>(device, fc1);
-    }
-  }
   LinearArgs fc1{};
   fc1.x = args.x, fc1.rows = args.rows;
   fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
   fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
   fc1.out = hidden, fc1.columns = args.hidden;
+  if constexpr (kMany && C % kBlock == 0) {
+    if (are_for_warpgroups<scalar_t, C>(device, args)) {
+      return run_staying_linear<scalar_t, C, kThen>(device, x, streamed<C>(fc1));
+    }
+  }
+  if constexpr (kMany) {
+    if (has_many_rows<scalar_t, C>(device, args.rows)) {
+      return run_streamed_linear<WideFc1<scalar_t, kThen>>(device, streamed<C>(fc1));
+    }
+  }
   run_linear<scalar_t, C, Source::kTokens, kThen>(device, fc1);
 }
 

@@ -31,11 +31,7 @@ void run_of_tokens(const Device& device, const Tensor& x, const LinearArgs& args
   if (args.rows / Many::kRows * (args.columns / Many::kColumns) < device.multiprocessors()) {
     return run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, args);
   }
-  StreamedLinearArgs many{};
-  many.x = args.x, many.rows = args.rows, many.depth = C;
-  many.norm_weight = args.norm_weight, many.norm_bias = args.norm_bias, many.eps = args.eps;
-  many.weight = args.weight, many.bias = args.bias;
-  many.out = args.out, many.columns = args.columns;
+  const StreamedLinearArgs many = streamed<C>(args);
   if (has_rows_for_warpgroups<scalar_t, C>(device, args.rows, 0.5)) {
     return run_staying_linear<scalar_t, C, Then::kStore>(device, x, many);
   }
