@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="pvt-accuracy-") as name:
         job, labels = save_job(args, Path(name))
-        truth = Truth(labels, exact_logits(job))
+        truth = Truth(labels, exact_logits(job, at_once=100))
         for dtype in args.dtype:
             rows.append(measure(replace(job, dtype=dtype), args.peers, truth))
             print(f"\n{table(rows[-1])}", flush=True)

@@ -63,14 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
         plot({"machine": machine, "rows": rows}, args.plot)
 
 
-def exact_logits(job: Job) -> Array:
-    """The reference: plain PyTorch in float64, one image at a time.
+def exact_logits(job: Job, at_once: int = 1) -> Array:
+    """The reference: plain PyTorch in float64, so many images at a time.
 
     The attention is torch's own, which keeps no matrix of scores: at 800x1280 that is gigabytes.
     """
     model = with_sdpa(job.load(fused=False)).double()
     with torch.inference_mode():
-        logits = [model(image[None].double()) for image in job.images()["test"]]
+        logits = [model(images.double()) for images in job.images()["test"].split(at_once)]
     return torch.cat(logits).numpy()
 
 
