@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "checks.h"
 #include "cpu/parallel.h"
 #include "image/resample.h"
@@ -27,12 +29,13 @@ Tensor resize_cpu(const Tensor& image, const std::vector<int64_t>& size,
   const int64_t in_stride = s.in_width * s.channels;
   const int64_t out_stride = s.crop_width * s.channels;
   src += y.begin * in_stride + x.begin * s.channels;
-  constexpr int64_t kGrain = 16;  // rows: some 10 us of work
+  constexpr int64_t kGrain = 10000;  // values of a result: some 10 us of work
+  const auto grain = [](int64_t row_size) { return std::max<int64_t>(kGrain / row_size, 1); };
 
   if (vertical_pass_first(s.in_height, s.in_width, s.height, s.width)) {
     // [y.in_size, x.in_size] -> [crop_height, x.in_size] -> [crop_height, crop_width], row by row
     const int64_t row_size = x.in_size() * s.channels;
-    parallel_for(s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(s.crop_height, grain(row_size), [&](int64_t begin, int64_t end) {
       std::vector<uint8_t> middle(row_size);
       for (int64_t row = begin; row < end; ++row) {
         resample_column(src, in_stride, row_size, y, row, middle.data());
@@ -44,12 +47,12 @@ Tensor resize_cpu(const Tensor& image, const std::vector<int64_t>& size,
     const Tensor middle =
         torch::stable::empty({y.in_size(), s.crop_width, s.channels}, ScalarType::Byte);
     uint8_t* rows = static_cast<uint8_t*>(middle.mutable_data_ptr());
-    parallel_for(y.in_size(), kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(y.in_size(), grain(out_stride), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         resample_row(src + row * in_stride, s.channels, x, rows + row * out_stride);
       }
     });
-    parallel_for(s.crop_height, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(s.crop_height, grain(out_stride), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         resample_column(rows, out_stride, out_stride, y, row, dst + row * out_stride);
       }
