@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include "cuda/host_block.h"
+#include "cuda/weight_blocks.h"
 
 namespace pvt::cuda {
 
@@ -166,5 +167,21 @@ class Errors {
 };
 
 constexpr double kMaxErrorRatio = 1.1;
+
+// A packed weight [columns, depth] in blocks.
+class Blocks {
+ public:
+  Blocks(const char* weight, int64_t columns, int64_t depth, Follow follow)
+      : memory_(std::vector<double>(columns * depth, NAN)) {
+    const WeightBlocksArgs args{weight, data(), static_cast<int>(columns), static_cast<int>(depth),
+                                follow};
+    for (int64_t index = 0; index < columns * depth / 8; ++index)
+      write_block_vector(args, index);
+  }
+  char* data() { return reinterpret_cast<char*>(memory_.data()); }
+
+ private:
+  Bits<BFloat16> memory_;
+};
 
 }  // namespace pvt::cuda

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cuda/host_warp.h"
+#include "cuda/kernels_ran.h"
 
 namespace pvt::cuda {
 
@@ -190,6 +191,14 @@ int64_t launch_on_host(int64_t blocks, int64_t shared_bytes, unsigned seed, cons
     conflicts += std::accumulate(counts.begin(), counts.end(), int64_t{0});
   }
   return conflicts;
+}
+
+// The same for a kernel of a Config, whose name in csrc/cuda/resources.txt is <name>_kernel.
+template <class Config, class Warp = HostWarp, class Kernel>
+int64_t launch_on_host(const char* name, int64_t blocks, int64_t shared_bytes, unsigned seed,
+                       const Kernel& kernel) {
+  KernelsRan::list().add<Config>(name);
+  return launch_on_host<Config::kWarps, Warp>(blocks, shared_bytes, seed, kernel);
 }
 
 }  // namespace pvt::cuda

@@ -112,8 +112,8 @@ void check_attention(int64_t B, int64_t N, int kv_len, double sharpness = 1) {
                                 memory.scale(),
                                 static_cast<int>(blocks)};
   const int64_t conflicts =
-      launch_on_host<Config::kWarps>(B * blocks, Config::kSharedBytes, 11,
-                                     [&](auto& block) { attention_block<Config>(block, args); });
+      launch_on_host<Config>("attention_block", B * blocks, Config::kSharedBytes, 11,
+                             [&](auto& block) { attention_block<Config>(block, args); });
   CHECK(conflicts == 0);
   CAPTURE(C);
   CAPTURE(kv_len);
@@ -137,22 +137,22 @@ void check_layers(int64_t B, int64_t N, int kv_len) {
   q.norm_weight = memory.norm_weight.data(), q.norm_bias = memory.norm_bias.data(), q.eps = 1e-6f;
   q.weight = memory.q.bytes(), q.bias = memory.q_bias.data();
   q.out = queries.data(), q.columns = C, q.block_columns = Q::kColumns;
-  conflicts +=
-      launch_on_host<Q::kWarps>((rows + Q::kRows - 1) / Q::kRows * (C / Q::kColumns),
-                                Q::kSharedBytes, 12, [&](auto& block) { linear<Q>(block, q); });
+  conflicts += launch_on_host<Q>("linear", (rows + Q::kRows - 1) / Q::kRows * (C / Q::kColumns),
+                                 Q::kSharedBytes, 12, [&](auto& block) { linear<Q>(block, q); });
 
   SraAttentionArgs heads{};
   heads.q = queries.data(), heads.kv = memory.key_values(), heads.out = attended.data();
   heads.N = N, heads.heads = kHeads, heads.scale = memory.scale(), heads.parts = 1;
   conflicts +=
-      launch_on_host<Heads::kWarps>(B * kHeads, Heads::shared_bytes(heads.kv.blocks()), 13,
-                                    [&](auto& block) { sra_attention<Heads>(block, heads); });
+      launch_on_host<Heads>("sra_attention", B * kHeads, Heads::shared_bytes(heads.kv.blocks()), 13,
+                            [&](auto& block) { sra_attention<Heads>(block, heads); });
 
   StreamedLinearArgs proj{};
   proj.x = attended.data(), proj.rows = rows, proj.depth = C;
   proj.weight = memory.proj.bytes(), proj.bias = memory.proj_bias.data();
   proj.out = memory.x.data(), proj.columns = C, proj.block_columns = Projection::kColumns;
-  conflicts += launch_on_host<Projection::kWarps>(
+  conflicts += launch_on_host<Projection>(
+      "streamed_linear",
       (rows + Projection::kRows - 1) / Projection::kRows * (C / Projection::kColumns),
       Projection::kSharedBytes, 14, [&](auto& block) { streamed_linear<Projection>(block, proj); });
 
@@ -171,12 +171,15 @@ using Projection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kD
 TEST_CASE("attention_block_: heads of 64 channels") {
   check_attention<AttentionBlockConfig<BFloat16, 64, 64, 8, 64, 3>>(2, 150, 49);
   check_attention<AttentionBlockConfig<Half, 128, 64, 4, 128, 3>>(1, 17, 50);
+  check_attention<AttentionBlockConfig<BFloat16, 128, 64, 8, 128, 3>>(1, 130, 20);
   check_attention<AttentionBlockConfig<BFloat16, 320, 64, 4, 64, 2>>(1, 16, 100);
   check_attention<AttentionBlockConfig<BFloat16, 512, 64, 4, 128, 2>>(2, 5, 50);
 }
 
 TEST_CASE("attention_block_: heads of 32 channels") {
   check_attention<AttentionBlockConfig<BFloat16, 32, 32, 4, 32, 3>>(1, 65, 7);
+  check_attention<AttentionBlockConfig<Half, 32, 32, 8, 32, 3>>(2, 100, 49);
+  check_attention<AttentionBlockConfig<BFloat16, 64, 32, 4, 64, 3>>(1, 50, 49);
   check_attention<AttentionBlockConfig<Half, 64, 32, 8, 64, 3>>(1, 130, 16);
   check_attention<AttentionBlockConfig<BFloat16, 160, 32, 4, 160, 2>>(3, 15, 100);
   check_attention<AttentionBlockConfig<BFloat16, 256, 32, 4, 128, 2>>(1, 1, 64);

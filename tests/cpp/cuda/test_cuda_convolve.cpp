@@ -1,7 +1,9 @@
 // The CUDA kernels of reduce_kv, spatial_reduction and patch_embed, run on the CPU against float64.
 #include "cuda/convolve_impl.h"
 #include "cuda/cuda_test.h"
+#include "cuda/host_warpgroup.h"
 #include "cuda/linear_impl.h"
+#include "cuda/linear_warpgroup_impl.h"
 #include "cuda/patch_norm_impl.h"
 #include "cuda/streamed_linear_impl.h"
 
@@ -81,8 +83,9 @@ struct Convolution {
                             end};
     const int64_t blocks =
         (rows() + Config::kRows - 1) / Config::kRows * (C_out / Config::kColumns) * splits;
-    const int64_t conflicts = launch_on_host<Config::kWarps>(
-        blocks, Config::kSharedBytes, 11, [&](auto& block) { convolve<Config>(block, args); });
+    const int64_t conflicts =
+        launch_on_host<Config>("convolve", blocks, Config::kSharedBytes, 11,
+                               [&](auto& block) { convolve<Config>(block, args); });
     CHECK(conflicts == 0);
     return std::vector<float>(sums.data(), sums.data() + size);
   }
@@ -131,10 +134,19 @@ Bits<typename Config::scalar_t> run_linear(const Head& head, const void* x, int6
                         block_columns};
   const int64_t blocks =
       (rows + Config::kRows - 1) / Config::kRows * ((columns + block_columns - 1) / block_columns);
-  const int64_t conflicts = launch_on_host<Config::kWarps>(
-      blocks, Config::kSharedBytes, 12, [&](auto& block) { linear<Config>(block, args); });
+  const int64_t conflicts =
+      launch_on_host<Config>("linear", blocks, Config::kSharedBytes, 12,
+                             [&](auto& block) { linear<Config>(block, args); });
   CHECK(conflicts == 0);
   return out;
+}
+
+// The same of tokens.
+template <class Config>
+Bits<typename Config::scalar_t> run_linear(const Head& head,
+                                           const Bits<typename Config::scalar_t>& tokens,
+                                           int64_t rows, int64_t columns, int block_columns) {
+  return run_linear<Config>(head, tokens.bytes(), rows, 0, head.bias, columns, block_columns);
 }
 
 // Keys and values of 2 C channels from the reduced grid.
@@ -158,6 +170,91 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   }
   CAPTURE(C);
   CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+// The arguments of a layer whose weights stream, or are in blocks.
+struct StreamedLayer {
+  template <class scalar_t>
+  StreamedLayer(const Head& head, const Bits<scalar_t>& tokens, int64_t rows, int64_t columns,
+                int block_columns, const char* weight, Bits<scalar_t>& out)
+      : norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias) {
+    args.x = tokens.bytes(), args.rows = rows;
+    args.depth = static_cast<int>(head.norm_weight.size());
+    args.norm_weight = norm_weight.data(), args.norm_bias = norm_bias.data(), args.eps = 1e-5f;
+    args.weight = weight, args.bias = bias.data();
+    args.out = out.data(), args.columns = static_cast<int>(columns);
+    args.block_columns = block_columns;
+  }
+  int64_t blocks(int64_t rows_of_block) const {
+    return (args.rows + rows_of_block - 1) / rows_of_block *
+           ((args.columns + args.block_columns - 1) / args.block_columns);
+  }
+
+  Floats norm_weight, norm_bias, bias;
+  StreamedLinearArgs args{};
+};
+
+template <class Config, int C>
+Bits<typename Config::scalar_t> run_streamed(const Head& head,
+                                             const Bits<typename Config::scalar_t>& tokens,
+                                             int64_t rows, int64_t columns, int block_columns) {
+  using scalar_t = typename Config::scalar_t;
+  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, C);
+  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
+  const StreamedLayer layer(head, tokens, rows, columns, block_columns, weight.bytes(), out);
+  const int64_t conflicts =
+      launch_on_host<Config>("streamed_linear", layer.blocks(Config::kRows), Config::kSharedBytes,
+                             14, [&](auto& block) { streamed_linear<Config>(block, layer.args); });
+  CHECK(conflicts == 0);
+  return out;
+}
+
+template <class Config>
+Bits<typename Config::scalar_t> run_staying(const Head& head,
+                                            const Bits<typename Config::scalar_t>& tokens,
+                                            int64_t rows, int64_t columns, int block_columns) {
+  using scalar_t = typename Config::scalar_t;
+  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, Config::C);
+  Blocks blocks(weight.bytes(), columns, Config::C, Config::kFollow);
+  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
+  const StreamedLayer layer(head, tokens, rows, columns, block_columns, blocks.data(), out);
+  const int64_t conflicts = launch_on_host<Config, HostWarpgroup>(
+      "staying_linear", layer.blocks(Config::kRows), Config::kSharedBytes, 15,
+      [&](auto& block) { staying_linear<Config>(block, layer.args); });
+  CHECK(conflicts == 0);
+  return out;
+}
+
+// A linear layer of the LayerNorm of tokens.
+//   run(head, tokens, rows, columns): what the kernel gives
+template <class scalar_t, int C, class Run>
+void check_linear(int64_t rows, int64_t columns, const Run& run) {
+  const Head head = Head::random<scalar_t>(C, columns);
+  const std::vector<double> x = random_numbers<scalar_t>(rows * C, 1, 2, 0.5);
+  const Bits<scalar_t> tokens(x), out = run(head, tokens, rows, columns);
+  Errors errors;
+  for (int64_t row = 0; row < rows; ++row) {
+    const std::vector<double> token(&x[row * C], &x[row * C] + C);
+    const std::vector<double> expected = head(token, Exact());
+    const std::vector<double> parts = head(token, Rounded<scalar_t>());
+    for (int64_t c = 0; c < columns; ++c)
+      errors.add(out[row * columns + c], parts[c], expected[c]);
+  }
+  CAPTURE(C);
+  CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+template <class Config>
+void check_few(int64_t rows, int64_t columns) {
+  check_linear<typename Config::scalar_t, Config::C>(
+      rows, columns, [](const auto&... args) { return run_linear<Config>(args..., 64); });
+}
+
+template <class Config>
+void check_staying(int64_t rows, int64_t columns, int block_columns) {
+  check_linear<typename Config::scalar_t, Config::C>(rows, columns, [=](const auto&... args) {
+    return run_staying<Config>(args..., block_columns);
+  });
 }
 
 // The rows of patch_embed and spatial_reduction. fused: of convolve() alone
@@ -244,47 +341,38 @@ TEST_CASE("reduce_kv: few patches") {
   check_reduction<ConvolveConfig<BFloat16, 320, true, 1, 1, 4, 64, 4>,
                   Linear<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2), 4,
                                                                    64);
+  check_reduction<ConvolveConfig<Half, 160, true, 1, 1, 4, 32, 4>,
+                  Linear<Half, 160, Source::kSums, 4, 160, 2>>(reduction(1, 6, 8, 160, 2), 4, 64);
 }
 
-TEST_CASE("reduce_kv: of all tokens") {
-  using Few = Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>;
-  using Many = StreamedLinearConfig<BFloat16, true, Then::kStore, 2, 4, 4, 32, 4>;
-  constexpr int64_t kRows = 70, kColumns = 1024;
-  const Head head = Head::random<BFloat16>(512, kColumns);
-  const std::vector<double> x = random_numbers<BFloat16>(kRows * 512, 1, 2, 0.5);
-  Bits<BFloat16> tokens(x);
-  const auto check = [&](const Bits<BFloat16>& kv) {
-    Errors errors;
-    for (int64_t row = 0; row < kRows; ++row) {
-      const std::vector<double> token(&x[row * 512], &x[row * 512] + 512);
-      const std::vector<double> expected = head(token, Exact());
-      const std::vector<double> parts = head(token, Rounded<BFloat16>());
-      for (int64_t c = 0; c < kColumns; ++c) {
-        errors.add(kv[row * kColumns + c], parts[c], expected[c]);
-      }
-    }
-    CHECK(errors.ratio() < kMaxErrorRatio);
-  };
-  check(run_linear<Few>(head, tokens.data(), kRows, 0, head.bias, kColumns, 640));
+TEST_CASE("reduce_kv: of all tokens, few and many") {
+  check_linear<BFloat16, 512>(70, 1024, [](const auto&... args) {
+    return run_linear<Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>>(args..., 640);
+  });
+  check_linear<BFloat16, 512>(70, 1024, [](const auto&... args) {
+    return run_streamed<StreamedLinearConfig<BFloat16, true, Then::kStore, 2, 4, 4, 32, 4>, 512>(
+        args..., 512);
+  });
+}
 
-  const Floats norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias);
-  const Bits<BFloat16> weight = packed<BFloat16>(head.weight, kColumns, 512);
-  Bits<BFloat16> out(std::vector<double>(kRows * kColumns, NAN));
-  const StreamedLinearArgs args{tokens.data(),
-                                kRows,
-                                512,
-                                norm_weight.data(),
-                                norm_bias.data(),
-                                1e-5f,
-                                weight.bytes(),
-                                bias.data(),
-                                out.data(),
-                                1024,
-                                512};
-  const int64_t conflicts = launch_on_host<Many::kWarps>(
-      2, Many::kSharedBytes, 14, [&](auto& block) { streamed_linear<Many>(block, args); });
-  CHECK(conflicts == 0);
-  check(out);
+// q of attention_block_ and the first layer of conv_mlp_block_.
+TEST_CASE("linear layers of few tokens") {
+  check_few<Linear<BFloat16, 32, Source::kTokens, 4, 32, 3>>(70, 128);
+  check_few<Linear<Half, 64, Source::kTokens, 4, 64, 3>>(1, 192);
+  check_few<Linear<BFloat16, 128, Source::kTokens, 4, 128, 3>>(17, 64);
+  check_few<Linear<Half, 160, Source::kTokens, 4, 160, 2>>(40, 128);
+}
+
+TEST_CASE("linear layers of many tokens") {
+  check_linear<Half, 96>(300, 384, [](const auto&... args) {
+    return run_streamed<StreamedLinearConfig<Half, true, Then::kStore, 2, 4, 8, 32, 4>, 96>(args...,
+                                                                                            256);
+  });
+  check_staying<StayingLinearConfig<BFloat16, 64, Then::kStore, 12, 5>>(200, 512, 448);
+  check_staying<StayingLinearConfig<Half, 128, Then::kStore, 12, 5>>(17, 448, 448);
+  check_staying<StayingLinearConfig<BFloat16, 256, Then::kStore, 8, 5>>(130, 512, 448);
+  check_staying<StayingLinearConfig<Half, 320, Then::kStore, 8, 5>>(40, 448, 192);
+  check_staying<StayingLinearConfig<BFloat16, 512, Then::kStore, 8, 3>>(60, 320, 320);
 }
 
 TEST_CASE("spatial_reduction") {
@@ -292,6 +380,12 @@ TEST_CASE("spatial_reduction") {
       reduction(2, 24, 17, 64, 8, false), 8, false);
   check_patches<ConvolveConfig<Half, 160, false, 1, 5, 4, 32, 4>>(reduction(1, 5, 7, 160, 2, false),
                                                                   1, false, /*fused=*/true);
+  check_patches<ConvolveConfig<BFloat16, 32, false, 2, 1, 4, 32, 4>>(
+      reduction(1, 24, 8, 32, 8, false), 1, false, /*fused=*/true);
+  check_patches<ConvolveConfig<Half, 128, false, 2, 4, 4, 32, 4>>(
+      reduction(1, 13, 9, 128, 4, false), 1, false, /*fused=*/true);
+  check_patches<ConvolveConfig<BFloat16, 320, false, 1, 5, 4, 32, 4>>(
+      reduction(1, 4, 6, 320, 2, false), 3, false);
 }
 
 TEST_CASE("patch_embed: of tokens") {
@@ -305,6 +399,31 @@ TEST_CASE("patch_embed: of tokens") {
                                                                  4, false);
   check_patches<ConvolveConfig<BFloat16, 32, false, 2, 2, 4, 32, 4>>(
       embedding(1, 1, 1, 32, 64, true), 9, false);
+  check_patches<ConvolveConfig<BFloat16, 64, false, 1, 5, 4, 32, 4>>(
+      embedding(1, 9, 11, 64, 160, true), 1, false, /*fused=*/true);
+  check_patches<ConvolveConfig<Half, 128, false, 1, 5, 4, 32, 4>>(
+      embedding(1, 6, 8, 128, 320, false), 1, true);
+  check_patches<ConvolveConfig<BFloat16, 160, false, 2, 4, 4, 32, 4>>(
+      embedding(1, 5, 6, 160, 256, true), 3, false);
+}
+
+TEST_CASE("patch_embed: of few tokens") {
+  check_patches<ConvolveConfig<BFloat16, 32, false, 1, 1, 4, 32, 4>>(
+      embedding(1, 5, 4, 32, 64, true), 9, false);
+  check_patches<ConvolveConfig<Half, 128, false, 1, 1, 4, 128, 4>>(
+      embedding(1, 4, 6, 128, 320, false), 4, true);
+  check_patches<ConvolveConfig<BFloat16, 160, false, 1, 1, 4, 32, 4>>(
+      embedding(1, 3, 3, 160, 256, true), 5, false);
+  check_patches<ConvolveConfig<Half, 320, false, 1, 1, 4, 64, 4>>(
+      embedding(1, 4, 5, 320, 512, false), 2, true);
+}
+
+// The 1 x 1 convolution of pool_kv.
+TEST_CASE("pool_kv: the product of cells") {
+  check_patches<ConvolveConfig<BFloat16, 512, false, 1, 2, 4, 32, 4>>(
+      reduction(1, 7, 7, 512, 1, false), 1, false);
+  check_patches<ConvolveConfig<Half, 512, false, 1, 1, 4, 64, 4>>(reduction(1, 3, 4, 512, 1, false),
+                                                                  1, false);
 }
 
 }  // namespace pvt::cuda

@@ -49,9 +49,9 @@ void check_embed(const Embed& e, int64_t blocks) {
   args.position = e.position ? table_f.data() : nullptr;
   args.out = out.data(), args.rows = rows, args.out_H = out_H, args.out_W = out_W;
   CHECK(args.has_quads() == Config::kQuads);
-  const int64_t conflicts =
-      launch_on_host<Config::kWarps>(blocks, image_embed_shared_bytes<Config>(args.input_strips()),
-                                     15, [&](auto& block) { image_embed<Config>(block, args); });
+  const int64_t conflicts = launch_on_host<Config>(
+      "image_embed", blocks, image_embed_shared_bytes<Config>(args.input_strips()), 15,
+      [&](auto& block) { image_embed<Config>(block, args); });
   CHECK(conflicts == 0);
 
   Errors errors;

@@ -91,14 +91,15 @@ void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
   MlpMemory<scalar_t> memory(mlp);
   const MlpBlockArgs args = memory.args(mlp);
   const int64_t blocks = staying > 0 ? staying : (rows + Config::kRows - 1) / Config::kRows;
-  const int64_t conflicts = launch_on_host<Config::kWarps>(
-      blocks, Config::kSlots * Config::kSlotBytes, 11, [&](auto& block) {
-        if (staying > 0) {
-          mlp_block_staying<Config>(block, args);
-        } else {
-          mlp_block<Config>(block, args);
-        }
-      });
+  const int64_t conflicts =
+      launch_on_host<Config>(staying > 0 ? "mlp_block_staying" : "mlp_block", blocks,
+                             Config::kSlots * Config::kSlotBytes, 11, [&](auto& block) {
+                               if (staying > 0) {
+                                 mlp_block_staying<Config>(block, args);
+                               } else {
+                                 mlp_block<Config>(block, args);
+                               }
+                             });
   CHECK(conflicts == 0);
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
@@ -122,8 +123,9 @@ void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
     args.rows = rows, args.block_columns = block_columns;
     const int64_t blocks = (rows + Config::kRows - 1) / Config::kRows *
                            ((args.columns + block_columns - 1) / block_columns);
-    conflicts += launch_on_host<Config::kWarps>(blocks, Config::kSharedBytes, 12,
-                                                [&](auto& block) { kernel(block, args); });
+    conflicts +=
+        launch_on_host<Config>(kIsStreamed<Config> ? "streamed_linear" : "linear", blocks,
+                               Config::kSharedBytes, 12, [&](auto& block) { kernel(block, args); });
   };
   std::conditional_t<kIsStreamed<Fc1>, StreamedLinearArgs, LinearArgs> fc1{};
   fc1.x = memory.x.data();
@@ -149,22 +151,6 @@ void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
 
-// A packed weight [columns, depth] in blocks.
-class Blocks {
- public:
-  Blocks(const char* weight, int64_t columns, int64_t depth, Follow follow)
-      : memory_(std::vector<double>(columns * depth, NAN)) {
-    const WeightBlocksArgs args{weight, data(), static_cast<int>(columns), static_cast<int>(depth),
-                                follow};
-    for (int64_t index = 0; index < columns * depth / 8; ++index)
-      write_block_vector(args, index);
-  }
-  char* data() { return reinterpret_cast<char*>(memory_.data()); }
-
- private:
-  Bits<BFloat16> memory_;
-};
-
 // `staying`: as check_mlp().
 template <class Config>
 void check_warpgroups(int64_t rows, int64_t hidden, int64_t staying = 0) {
@@ -175,14 +161,15 @@ void check_warpgroups(int64_t rows, int64_t hidden, int64_t staying = 0) {
   Blocks fc2(memory.fc2.bytes(), Config::C, hidden, Follow::kColumns);
   const MlpWarpgroupArgs args{memory.args(mlp), fc1.data(), fc2.data()};
   const int64_t blocks = staying > 0 ? staying : (rows + Config::kRows - 1) / Config::kRows;
-  const int64_t conflicts = launch_on_host<Config::kWarps, HostWarpgroup>(
-      blocks, Config::kSharedBytes, 13, [&](auto& block) {
-        if (staying > 0) {
-          mlp_warpgroup_staying<Config>(block, args);
-        } else {
-          mlp_warpgroup<Config>(block, args);
-        }
-      });
+  const int64_t conflicts =
+      launch_on_host<Config, HostWarpgroup>(staying > 0 ? "mlp_warpgroup_staying" : "mlp_warpgroup",
+                                            blocks, Config::kSharedBytes, 13, [&](auto& block) {
+                                              if (staying > 0) {
+                                                mlp_warpgroup_staying<Config>(block, args);
+                                              } else {
+                                                mlp_warpgroup<Config>(block, args);
+                                              }
+                                            });
   CHECK(conflicts == 0);
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
@@ -205,15 +192,15 @@ void check_warpgroup_layers(int64_t rows, int hidden, int fc1_columns) {
   fc1.weight = fc1_blocks.data(), fc1.bias = memory.fc1_bias.data();
   fc1.out = between.data(), fc1.columns = hidden, fc1.block_columns = fc1_columns;
   const auto tiles = [&](int64_t kRows) { return (rows + kRows - 1) / kRows; };
-  int64_t conflicts = launch_on_host<Fc1::kWarps, HostWarpgroup>(
-      tiles(Fc1::kRows) * ((hidden + fc1_columns - 1) / fc1_columns), Fc1::kSharedBytes, 14,
-      [&](auto& block) { staying_linear<Fc1>(block, fc1); });
+  int64_t conflicts = launch_on_host<Fc1, HostWarpgroup>(
+      "staying_linear", tiles(Fc1::kRows) * ((hidden + fc1_columns - 1) / fc1_columns),
+      Fc1::kSharedBytes, 14, [&](auto& block) { staying_linear<Fc1>(block, fc1); });
   WarpgroupLinearArgs fc2{};
   fc2.x = between.data(), fc2.rows = rows, fc2.depth = hidden;
   fc2.weight = fc2_blocks.data(), fc2.bias = memory.fc2_bias.data();
   fc2.out = memory.x.data(), fc2.columns = C;
-  conflicts += launch_on_host<Fc2::kWarps, HostWarpgroup>(
-      tiles(Fc2::kRows) * (C / Fc2::kColumns), Fc2::kSharedBytes, 15,
+  conflicts += launch_on_host<Fc2, HostWarpgroup>(
+      "passing_linear", tiles(Fc2::kRows) * (C / Fc2::kColumns), Fc2::kSharedBytes, 15,
       [&](auto& block) { passing_linear<Fc2>(block, fc2); });
   CHECK(conflicts == 0);
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
@@ -254,6 +241,7 @@ TEST_CASE("mlp_block_: weights pass by") {
   check_mlp<MlpBlockConfig<Half, 64, 2, 8, 64, 3>>(100, 256);
   check_mlp<MlpBlockConfig<BFloat16, 128, 2, 8, 32, 3>>(41, 256);
   check_mlp<MlpBlockConfig<Half, 32, 2, 4, 64, 2>>(1, 192);
+  check_mlp<MlpBlockConfig<Half, 32, 2, 8, 64, 3>>(33, 256);
   check_mlp<MlpBlockConfig<BFloat16, 160, 1, 8, 32, 3>>(16, 160);
   check_mlp<MlpBlockConfig<BFloat16, 256, 1, 8, 32, 2>>(17, 128);
 }
@@ -266,12 +254,14 @@ TEST_CASE("mlp_block_: fewer chunks of weights than slots") {
 TEST_CASE("mlp_block_: weights stay") {
   check_mlp<MlpBlockConfig<BFloat16, 64, 2, 8, 64, 8>>(300, 512, 1);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 4>>(3 * 128 + 5, 64, 2);
+  check_mlp<MlpBlockConfig<BFloat16, 32, 2, 8, 64, 8>>(300, 256, 1);
   check_mlp<MlpBlockConfig<Half, 32, 1, 4, 32, 2>>(1, 32, 2);
 }
 
 TEST_CASE("mlp_block_: warpgroups, weights pass by or stay") {
   check_warpgroups<MlpWarpgroupConfig<BFloat16, 128, 8, 6>>(200, 512);
   check_warpgroups<MlpWarpgroupConfig<Half, 128, 4, 4>>(17, 128);
+  check_warpgroups<MlpWarpgroupConfig<Half, 64, 16, 8>>(100, 640);
   check_warpgroups<MlpWarpgroupConfig<BFloat16, 64, 16, 8>>(300, 512, 1);
   check_warpgroups<MlpWarpgroupConfig<Half, 64, 8, 3>>(3 * 128 + 5, 128, 2);
 }
@@ -284,18 +274,27 @@ TEST_CASE("mlp_block_: two kernels of warpgroups") {
                          PassingLinearConfig<Half, Then::kAdd, 4, 8, 4>>(33, 448, 320);
   check_warpgroup_layers<StayingLinearConfig<BFloat16, 64, Then::kGelu, 4, 4>,
                          PassingLinearConfig<BFloat16, Then::kAdd, 1, 4, 4>>(64, 256, 128);
+  check_warpgroup_layers<StayingLinearConfig<Half, 64, Then::kGelu, 12, 5>,
+                         PassingLinearConfig<Half, Then::kAdd, 1, 12, 4>>(20, 384, 384);
+  check_warpgroup_layers<StayingLinearConfig<BFloat16, 128, Then::kGelu, 12, 5>,
+                         PassingLinearConfig<BFloat16, Then::kAdd, 2, 12, 4>>(200, 384, 192);
 }
 
 TEST_CASE("mlp_block_: two kernels, few rows") {
   check_layers<320, NarrowFc1<BFloat16, 320, 160, 2>, NarrowFc2<BFloat16>>(70, 256, 64, 32);
   check_layers<128, NarrowFc1<Half, 128, 128, 3>, NarrowFc2<Half>>(1, 640, 256, 96);
   check_layers<32, NarrowFc1<BFloat16, 32, 32, 3>, NarrowFc2<BFloat16>>(64, 128, 128, 32);
+  check_layers<64, NarrowFc1<Half, 64, 64, 3>, NarrowFc2<Half>>(17, 256, 64, 64);
+  check_layers<160, NarrowFc1<BFloat16, 160, 160, 2>, NarrowFc2<BFloat16>>(9, 128, 64, 96);
+  check_layers<256, NarrowFc1<Half, 256, 128, 2>, NarrowFc2<Half>>(20, 128, 128, 64);
+  check_layers<512, NarrowFc1<BFloat16, 512, 128, 2>, NarrowFc2<BFloat16>>(5, 256, 64, 128);
 }
 
 TEST_CASE("mlp_block_: two kernels, many rows") {
   check_layers<320, WideFc1<BFloat16>, WideFc2<BFloat16, 5>>(259, 256, 128, 320);
   check_layers<512, WideFc1<Half>, WideFc2<Half, 4>>(33, 384, 256, 128);
   check_layers<64, WideFc1<BFloat16>, WideFc2<BFloat16, 2>>(256, 128, 128, 64);
+  check_layers<32, WideFc1<Half>, WideFc2<Half, 1>>(40, 256, 128, 32);
 }
 
 }  // namespace pvt::cuda

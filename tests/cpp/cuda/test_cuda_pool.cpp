@@ -17,8 +17,8 @@ void check_pool(int B, int H, int W, int cells) {
   Bits<scalar_t> tokens(x), out(std::vector<double>(rows * C, NAN));
   const Floats norm_w(norm_weight), norm_b(norm_bias);
   const PoolArgs args{tokens.data(), H, W, cells, norm_w.data(), norm_b.data(), 1e-6f, out.data()};
-  const int64_t conflicts = launch_on_host<Config::kWarps>(
-      rows, Config::kSharedBytes, 16, [&](auto& block) { pool<Config>(block, args); });
+  const int64_t conflicts = launch_on_host<Config>("pool", rows, Config::kSharedBytes, 16,
+                                                   [&](auto& block) { pool<Config>(block, args); });
   CHECK(conflicts == 0);
 
   Errors errors;
@@ -48,18 +48,11 @@ void check_pool(int B, int H, int W, int cells) {
   CHECK(errors.ratio() < kMaxErrorRatio);
 }
 
-}  // namespace
-
-TEST_CASE("pool_kv: averages of cells, fewer and more than the warps' tiles") {
-  check_pool<PoolConfig<BFloat16, 64, 4>>(2, 28, 31, 7);
-  check_pool<PoolConfig<Half, 128, 4>>(1, 25, 30, 2);  // 195 tokens: more than four tiles
-  check_pool<PoolConfig<BFloat16, 320, 4>>(1, 9, 14, 7);
-  check_pool<PoolConfig<Half, 512, 4>>(1, 4, 3, 7);  // cells overlap: fewer tokens than cells
-}
-
-TEST_CASE("pool_kv: keys and values of the GELU of what a norm leaves") {
-  using Config = LinearConfig<BFloat16, 64, Source::kActiveSums, Then::kStore, 4, 64, 3>;
-  constexpr int64_t kRows = 21, C = 64, kColumns = 128;
+// Keys and values of the GELU of what a norm leaves.
+template <int C, int kDepth, int kSlots>
+void check_keys() {
+  using Config = LinearConfig<BFloat16, C, Source::kActiveSums, Then::kStore, 4, kDepth, kSlots>;
+  constexpr int64_t kRows = 21, kColumns = 128;
   const std::vector<double> sums = random_numbers<BFloat16>(kRows * C, 1, 2, 0.5);
   const std::vector<double> sums_bias = random_numbers<BFloat16>(C, 2, 0.1);
   const std::vector<double> norm_weight = random_numbers<BFloat16>(C, 3, 0.1, 1);
@@ -74,7 +67,8 @@ TEST_CASE("pool_kv: keys and values of the GELU of what a norm leaves") {
   args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data(), args.eps = 1e-5f;
   args.weight = packed_weight.bytes(), args.bias = bias_f.data();
   args.out = out.data(), args.columns = args.block_columns = kColumns;
-  launch_on_host<4>(1, Config::kSharedBytes, 17, [&](auto& block) { linear<Config>(block, args); });
+  launch_on_host<Config>("linear", 1, Config::kSharedBytes, 17,
+                         [&](auto& block) { linear<Config>(block, args); });
   Errors errors;
   for (int64_t row = 0; row < kRows; ++row) {
     const auto kv = [&](const auto& round) {
@@ -92,6 +86,22 @@ TEST_CASE("pool_kv: keys and values of the GELU of what a norm leaves") {
       errors.add(out[row * kColumns + c], parts[c], expected[c]);
   }
   CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+}  // namespace
+
+TEST_CASE("pool_kv: averages of cells, fewer and more than the warps' tiles") {
+  check_pool<PoolConfig<BFloat16, 64, 4>>(2, 28, 31, 7);
+  check_pool<PoolConfig<Half, 128, 4>>(1, 25, 30, 2);  // 195 tokens: more than four tiles
+  check_pool<PoolConfig<BFloat16, 320, 4>>(1, 9, 14, 7);
+  check_pool<PoolConfig<Half, 512, 4>>(1, 4, 3, 7);  // cells overlap: fewer tokens than cells
+}
+
+TEST_CASE("pool_kv: keys and values of the GELU of what a norm leaves") {
+  check_keys<64, 64, 3>();
+  check_keys<128, 128, 3>();
+  check_keys<320, 160, 2>();
+  check_keys<512, 128, 2>();
 }
 
 }  // namespace pvt::cuda

@@ -31,9 +31,9 @@ void check_sra_attention(const Shape& shape) {
       out.data(),     N,
       heads,          static_cast<float>(scale * kLog2E),
       parts};
-  const int64_t conflicts =
-      launch_on_host<Config::kWarps>(B * heads * parts, Config::shared_bytes(args.kv.blocks()), 11,
-                                     [&](auto& block) { sra_attention<Config>(block, args); });
+  const int64_t conflicts = launch_on_host<Config>(
+      "sra_attention", B * heads * parts, Config::shared_bytes(args.kv.blocks()), 11,
+      [&](auto& block) { sra_attention<Config>(block, args); });
   CHECK(conflicts == 0);
   Errors errors;
   for (int64_t row = 0; row < B * N; ++row) {
