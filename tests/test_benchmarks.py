@@ -211,6 +211,7 @@ def test_gpu_benchmark_tries_itself_on_a_cpu(tmp_path, capsys):
         "reduce_kv",
         "attention_block_",
         "conv_mlp_block_",
+        "head",
     }
     assert all(row["predicted_ms"] > row["floor_ms"] > 0 for row in data["operators"])
     assert (tmp_path / "gpu.svg").exists()
