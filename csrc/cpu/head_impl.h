@@ -9,6 +9,22 @@
 constexpr int kHeadColumns = 4;
 constexpr int kHeadRows = 3;  // 3 x 4 sums + 3 + 1 of 16 registers
 
+// sum[i][j] += x[i][c:c + count] weight[j][c:c + count]   count: kLanes or, at the end, less
+template <int kRows>
+inline void add_products(const float* x, int64_t C, const float* const* weight, int64_t c,
+                         int64_t count, Vec (*sum)[kHeadColumns]) {
+  Vec row[kRows];
+  for (int i = 0; i < kRows; ++i) {
+    row[i] = load_floats(x + i * C + c, count);
+  }
+  for (int j = 0; j < kHeadColumns; ++j) {
+    const Vec column = load_floats(weight[j] + c, count);
+    for (int i = 0; i < kRows; ++i) {
+      sum[i][j] = fmadd(row[i], column, sum[i][j]);
+    }
+  }
+}
+
 // out[i][0:count] <- x[i] weight^T + bias   for i < kRows, with the weights of kHeadColumns outputs
 // A sum is taken in the order of C whatever kRows is.
 //   x: [kRows, C]   bias, out: at the first of these outputs, out's rows out_stride apart
@@ -16,24 +32,12 @@ template <int kRows>
 inline void head_tile(const float* x, int64_t C, const float* const* weight, const float* bias,
                       int64_t count, float* out, int64_t out_stride) {
   Vec sum[kRows][kHeadColumns] = {};
-  const auto add = [&](int64_t c, const auto& load_some) {
-    Vec row[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      row[i] = load_some(x + i * C + c);
-    }
-    for (int j = 0; j < kHeadColumns; ++j) {
-      const Vec column = load_some(weight[j] + c);
-      for (int i = 0; i < kRows; ++i) {
-        sum[i][j] = fmadd(row[i], column, sum[i][j]);
-      }
-    }
-  };
   const int64_t whole = C / kLanes * kLanes;
   for (int64_t c = 0; c < whole; c += kLanes) {
-    add(c, [](const float* p) { return load(p); });
+    add_products<kRows>(x, C, weight, c, kLanes, sum);
   }
   if (whole < C) {
-    add(whole, [=](const float* p) { return load_floats(p, C - whole); });
+    add_products<kRows>(x, C, weight, whole, C - whole, sum);
   }
   for (int i = 0; i < kRows; ++i) {
     const Quad total = reduce_add_four(sum[i]);
