@@ -74,9 +74,12 @@ inline const char* dtype_name(ScalarType dtype) {
   }
 }
 
-inline bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+            dtype == ScalarType::BFloat16,
+        op, ": expected ", name, " of dtype float32, float64, float16 or bfloat16, got ",
+        dtype_name(dtype));
 }
 
 // `tensor` lives where `first` does and has its dtype.
@@ -102,9 +105,7 @@ struct SraShape {
 
 inline SraShape check_sra_attention(const Tensor& q, const Tensor& kv, int64_t num_heads) {
   constexpr const char* op = "sra_attention";
-  check(is_floating(q.scalar_type()), op,
-        ": expected q of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(q.scalar_type()));
+  check_floating(op, "q", q);
   check(q.dim() == 3, op, ": expected q of shape [B, N, C], got ", shape(q));
   check_like(op, "kv", kv, "q", q);
   const int64_t B = q.size(0), N = q.size(1), C = q.size(2);
@@ -128,9 +129,7 @@ inline ReductionShape check_spatial_reduction(const Tensor& x, int64_t H, int64_
                                               const Tensor& norm_weight, const Tensor& norm_bias,
                                               int64_t sr_ratio) {
   constexpr const char* op = "spatial_reduction";
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3, op, ": expected x of shape [B, H * W, C], got ", shape(x));
   check_grid(op, x, H, W);
   check(sr_ratio >= 1, op, ": expected sr_ratio of at least 1, got ", sr_ratio);
@@ -185,9 +184,7 @@ struct MlpShape {
 
 inline MlpShape check_mlp(const char* op, const Tensor& x, const Tensor& fc1_weight,
                           const Tensor& fc1_bias, const Tensor& fc2_weight) {
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, N, C], got ", shape(x));
   const int64_t C = x.size(2);
   check(fc1_weight.dim() == 2 && fc1_weight.size(0) >= 1 && fc1_weight.size(1) == C, op,
@@ -228,9 +225,7 @@ struct DepthwiseShape {
 inline DepthwiseShape check_dwconv_gelu(const Tensor& x, int64_t H, int64_t W, const Tensor& weight,
                                         const Tensor& bias) {
   constexpr const char* op = "dwconv_gelu";
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3, op, ": expected x of shape [B, H * W, C], got ", shape(x));
   check_grid(op, x, H, W);
   const int64_t C = x.size(2);
@@ -256,9 +251,7 @@ constexpr int64_t kPackedColumns = 16;
 
 // `x`, which an operator overwrites: tokens [B, N, C], contiguous.
 inline void check_tokens(const char* op, const Tensor& x) {
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3, op, ": expected x of shape [B, N, C], got ", shape(x));
   check(x.is_contiguous(), op, ": expected x contiguous, since it is changed in place");
 }
@@ -382,9 +375,7 @@ inline ReductionShape check_reduce_kv(
     const std::optional<Tensor>& sr_norm_weight, const std::optional<Tensor>& sr_norm_bias,
     const Tensor& kv_weight, const Tensor& kv_bias, int64_t sr_ratio) {
   constexpr const char* op = "reduce_kv";
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, N, C], got ", shape(x));
   const int64_t C = x.size(2);
   const bool reduces = sr_weight.has_value();
@@ -421,9 +412,7 @@ inline PoolShape check_pool_kv(const Tensor& x, int64_t H, int64_t W, const Tens
                                const Tensor& kv_bias) {
   constexpr const char* op = "pool_kv";
   constexpr int64_t kMaxPool = 1 << 12;  // its square times any number of channels fits
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 3 && x.size(2) >= 1, op, ": expected x of shape [B, H * W, C], got ", shape(x));
   check_grid(op, x, H, W);
   check(pool_size >= 1 && pool_size <= kMaxPool, op, ": expected pool_size from 1 to ", kMaxPool,
@@ -450,9 +439,7 @@ inline PatchShape check_patch_embed(const Tensor& x, const Tensor& weight, const
                                     int64_t stride, int64_t padding) {
   constexpr const char* op = "patch_embed";
   constexpr int64_t kMaxKernel = 1 << 12;  // its square times any number of channels fits
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 4 && x.size(1) >= 1, op, ": expected x of shape [B, C_in, H, W], got ",
         shape(x));
   check(kernel_size >= 1 && kernel_size <= kMaxKernel, op, ": expected kernel_size from 1 to ",
@@ -488,9 +475,7 @@ struct HeadShape {
 
 inline HeadShape check_head(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   constexpr const char* op = "head";
-  check(is_floating(x.scalar_type()), op,
-        ": expected x of dtype float32, float64, float16 or bfloat16, got ",
-        dtype_name(x.scalar_type()));
+  check_floating(op, "x", x);
   check(x.dim() == 2 && x.size(1) >= 1, op, ": expected x of shape [B, C], got ", shape(x));
   const int64_t C = x.size(1);
   check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) == C, op,
