@@ -9,7 +9,6 @@ scores are compared with float64's. benchmarks/README.md explains the columns.
 
 import argparse
 import json
-import os
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compare import describe_machine, exact_logits, progress
+from benchmarks.compare import begin, exact_logits, progress
 from benchmarks.job import DTYPES, Job
 from benchmarks.peers import PEERS
 from benchmarks.report import Array, accuracy
@@ -42,11 +41,11 @@ class Truth:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = _parser().parse_args(arguments)
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    torch.set_num_threads(args.threads)
-    machine = describe_machine(args.threads)
-    print(machine["line"])
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.calibrate is None and "int8" in args.dtype:
+        parser.error("--calibrate: expected a folder of other images, which int8 needs")
+    machine = begin(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="pvt-accuracy-") as name:
         job, labels = save_job(args, Path(name))
@@ -74,8 +73,6 @@ def save_job(args: argparse.Namespace, folder: Path) -> tuple[Job, Array]:
         return torch.stack([image for image, _ in pairs]), [label for _, label in pairs]
 
     test, labels = load(open_labelled(str(args.folder), candidate), args.images)
-    if args.calibrate is None and "int8" in args.dtype:
-        raise ValueError("--calibrate: expected a folder of other images, which int8 needs")
     calibration = test[:0]
     if args.calibrate is not None:
         calibration, _ = load(open_labelled(str(args.calibrate), candidate), CALIBRATION)

@@ -33,13 +33,7 @@ from benchmarks.turns import Worker, take_turns, workers
 
 def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
-    # As an interrupt does: the workers are ended and the temporary folder is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # Before any process starts: OpenMP reads it once.
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    torch.set_num_threads(args.threads)
-    machine = describe_machine(args.threads)
-    print(machine["line"])
+    machine = begin(args.threads)
     print(f"weights: {args.weights or 'random, seed 0'}; images: {args.size[0]}x{args.size[1]}")
     rows = []
     with tempfile.TemporaryDirectory(prefix="pvt-compare-") as name:
@@ -127,6 +121,18 @@ def _result(worker: Worker, checks: dict[str, Any], dtype: str) -> dict[str, Any
         result["reason"] = f"error {check['error']:.1e}, limit {ERROR_LIMIT[dtype]:.0e}"
     times = [round(ms, 4) for ms in worker.times]
     return result | check | summarise(worker.times) | {"times_ms": times}
+
+
+def begin(threads: int) -> dict[str, Any]:
+    """Get ready for workers with so many threads, and say where; returns what is to be recorded."""
+    # As an interrupt does: the workers are ended and the temporary folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Before any process starts: OpenMP reads it once.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    machine = describe_machine(threads)
+    print(machine["line"])
+    return machine
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

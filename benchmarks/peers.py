@@ -163,8 +163,8 @@ def openvino(job: Job) -> tuple[Run, str]:
 
 
 def _nncf_quantized(job: Job, network: object) -> object:
-    """Without SmoothQuant, NNCF's default for transformers: it ruins v2 (pvt_nano names 18 % of
-    CIFAR-10's images instead of 85 %) and makes the error of v1 a half larger."""
+    """Without SmoothQuant, NNCF's default for transformers, which ruins v2 and makes the error of
+    v1 larger (README.md has the numbers)."""
     import nncf
     from nncf.quantization import advanced_parameters as advanced
 
