@@ -1,11 +1,7 @@
 // The CUDA kernels of reduce_kv, spatial_reduction and patch_embed, run on the CPU against float64.
 #include "cuda/convolve_impl.h"
-#include "cuda/cuda_test.h"
-#include "cuda/host_warpgroup.h"
-#include "cuda/linear_impl.h"
-#include "cuda/linear_warpgroup_impl.h"
+#include "cuda/linear_test.h"
 #include "cuda/patch_norm_impl.h"
-#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 namespace {
@@ -91,64 +87,6 @@ struct Convolution {
   }
 };
 
-struct Head {
-  std::vector<double> norm_weight, norm_bias, weight, bias;
-
-  template <class scalar_t>
-  static Head random(int64_t C, int64_t columns) {
-    return {random_numbers<scalar_t>(C, 6, 0.1, 1), random_numbers<scalar_t>(C, 7, 0.1),
-            random_numbers<scalar_t>(columns * C, 8, 1 / std::sqrt(C)),
-            random_numbers<scalar_t>(columns, 9, 0.1)};
-  }
-  template <class Round>
-  std::vector<double> operator()(const std::vector<double>& x, const Round& round) const {
-    return round(
-        linear(round(layer_norm(x.data(), x.size(), norm_weight, norm_bias, 1e-5)), weight, bias));
-  }
-};
-
-template <class scalar_t, int C, Source kSource, int kWarps, int kDepth, int kSlots>
-using Linear = LinearConfig<scalar_t, C, kSource, Then::kStore, kWarps, kDepth, kSlots>;
-
-// Runs linear() on `x`: tokens, or sums.
-template <class Config>
-Bits<typename Config::scalar_t> run_linear(const Head& head, const void* x, int64_t rows,
-                                           int splits, const std::vector<double>& sums_bias,
-                                           int64_t columns, int block_columns) {
-  using scalar_t = typename Config::scalar_t;
-  const Floats norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias);
-  const Floats sums_b(sums_bias);
-  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, Config::C);
-  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
-  const LinearArgs args{x,
-                        rows,
-                        splits,
-                        sums_b.data(),
-                        norm_weight.data(),
-                        norm_bias.data(),
-                        1e-5f,
-                        weight.bytes(),
-                        bias.data(),
-                        out.data(),
-                        static_cast<int>(columns),
-                        block_columns};
-  const int64_t blocks =
-      (rows + Config::kRows - 1) / Config::kRows * ((columns + block_columns - 1) / block_columns);
-  const int64_t conflicts =
-      launch_on_host<Config>("linear", blocks, Config::kSharedBytes, 12,
-                             [&](auto& block) { linear<Config>(block, args); });
-  CHECK(conflicts == 0);
-  return out;
-}
-
-// The same of tokens.
-template <class Config>
-Bits<typename Config::scalar_t> run_linear(const Head& head,
-                                           const Bits<typename Config::scalar_t>& tokens,
-                                           int64_t rows, int64_t columns, int block_columns) {
-  return run_linear<Config>(head, tokens.bytes(), rows, 0, head.bias, columns, block_columns);
-}
-
 // Keys and values of 2 C channels from the reduced grid.
 template <class Convolve, class Config>
 void check_reduction(Convolution conv, int splits, int block_columns) {
@@ -156,105 +94,20 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   const int64_t C = conv.C, columns = 2 * C;
   conv.template fill<scalar_t>();
   const std::vector<float> sums = conv.template run<Convolve>(splits);
-  const Head head = Head::random<scalar_t>(C, columns);
+  const NormedLinear layer = NormedLinear::random<scalar_t>(C, columns);
   const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
-  const Bits<scalar_t> kv = run_linear<Config>(head, aligned.data(), conv.rows(), splits, conv.bias,
-                                               columns, block_columns);
+  const Bits<scalar_t> kv = run_linear<Config>(layer, aligned.data(), conv.rows(), splits,
+                                               conv.bias, columns, block_columns);
   Errors errors;
   for (int64_t row = 0; row < conv.rows(); ++row) {
-    const std::vector<double> expected = head(conv.patch(row, Exact()), Exact());
+    const std::vector<double> expected = layer(conv.patch(row, Exact()), Exact());
     const std::vector<double> parts =
-        head(conv.patch(row, Rounded<scalar_t>()), Rounded<scalar_t>());
+        layer(conv.patch(row, Rounded<scalar_t>()), Rounded<scalar_t>());
     for (int64_t c = 0; c < columns; ++c)
       errors.add(kv[row * columns + c], parts[c], expected[c]);
   }
   CAPTURE(C);
   CHECK(errors.ratio() < kMaxErrorRatio);
-}
-
-// The arguments of a layer whose weights stream, or are in blocks.
-struct StreamedLayer {
-  template <class scalar_t>
-  StreamedLayer(const Head& head, const Bits<scalar_t>& tokens, int64_t rows, int64_t columns,
-                int block_columns, const char* weight, Bits<scalar_t>& out)
-      : norm_weight(head.norm_weight), norm_bias(head.norm_bias), bias(head.bias) {
-    args.x = tokens.bytes(), args.rows = rows;
-    args.depth = static_cast<int>(head.norm_weight.size());
-    args.norm_weight = norm_weight.data(), args.norm_bias = norm_bias.data(), args.eps = 1e-5f;
-    args.weight = weight, args.bias = bias.data();
-    args.out = out.data(), args.columns = static_cast<int>(columns);
-    args.block_columns = block_columns;
-  }
-  int64_t blocks(int64_t rows_of_block) const {
-    return (args.rows + rows_of_block - 1) / rows_of_block *
-           ((args.columns + args.block_columns - 1) / args.block_columns);
-  }
-
-  Floats norm_weight, norm_bias, bias;
-  StreamedLinearArgs args{};
-};
-
-template <class Config, int C>
-Bits<typename Config::scalar_t> run_streamed(const Head& head,
-                                             const Bits<typename Config::scalar_t>& tokens,
-                                             int64_t rows, int64_t columns, int block_columns) {
-  using scalar_t = typename Config::scalar_t;
-  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, C);
-  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
-  const StreamedLayer layer(head, tokens, rows, columns, block_columns, weight.bytes(), out);
-  const int64_t conflicts =
-      launch_on_host<Config>("streamed_linear", layer.blocks(Config::kRows), Config::kSharedBytes,
-                             14, [&](auto& block) { streamed_linear<Config>(block, layer.args); });
-  CHECK(conflicts == 0);
-  return out;
-}
-
-template <class Config>
-Bits<typename Config::scalar_t> run_staying(const Head& head,
-                                            const Bits<typename Config::scalar_t>& tokens,
-                                            int64_t rows, int64_t columns, int block_columns) {
-  using scalar_t = typename Config::scalar_t;
-  const Bits<scalar_t> weight = packed<scalar_t>(head.weight, columns, Config::C);
-  Blocks blocks(weight.bytes(), columns, Config::C, Config::kFollow);
-  Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
-  const StreamedLayer layer(head, tokens, rows, columns, block_columns, blocks.data(), out);
-  const int64_t conflicts = launch_on_host<Config, HostWarpgroup>(
-      "staying_linear", layer.blocks(Config::kRows), Config::kSharedBytes, 15,
-      [&](auto& block) { staying_linear<Config>(block, layer.args); });
-  CHECK(conflicts == 0);
-  return out;
-}
-
-// A linear layer of the LayerNorm of tokens.
-//   run(head, tokens, rows, columns): what the kernel gives
-template <class scalar_t, int C, class Run>
-void check_linear(int64_t rows, int64_t columns, const Run& run) {
-  const Head head = Head::random<scalar_t>(C, columns);
-  const std::vector<double> x = random_numbers<scalar_t>(rows * C, 1, 2, 0.5);
-  const Bits<scalar_t> tokens(x), out = run(head, tokens, rows, columns);
-  Errors errors;
-  for (int64_t row = 0; row < rows; ++row) {
-    const std::vector<double> token(&x[row * C], &x[row * C] + C);
-    const std::vector<double> expected = head(token, Exact());
-    const std::vector<double> parts = head(token, Rounded<scalar_t>());
-    for (int64_t c = 0; c < columns; ++c)
-      errors.add(out[row * columns + c], parts[c], expected[c]);
-  }
-  CAPTURE(C);
-  CHECK(errors.ratio() < kMaxErrorRatio);
-}
-
-template <class Config>
-void check_few(int64_t rows, int64_t columns) {
-  check_linear<typename Config::scalar_t, Config::C>(
-      rows, columns, [](const auto&... args) { return run_linear<Config>(args..., 64); });
-}
-
-template <class Config>
-void check_staying(int64_t rows, int64_t columns, int block_columns) {
-  check_linear<typename Config::scalar_t, Config::C>(rows, columns, [=](const auto&... args) {
-    return run_staying<Config>(args..., block_columns);
-  });
 }
 
 // The rows of patch_embed and spatial_reduction. fused: of convolve() alone
@@ -263,7 +116,7 @@ void check_patches(Convolution conv, int splits, bool positions, bool fused = fa
   using scalar_t = typename Convolve::scalar_t;
   const int64_t C = conv.C_out, image_rows = conv.out_H() * conv.out_W();
   conv.template fill<scalar_t>();
-  const Head norm = Head::random<scalar_t>(C, 0);
+  const NormedLinear norm = NormedLinear::random<scalar_t>(C, 0);
   const std::vector<double> table = random_numbers<scalar_t>(image_rows * C, 10);
   const Floats bias(conv.bias), norm_weight(norm.norm_weight), norm_bias(norm.norm_bias);
   const Floats position(table);
@@ -343,36 +196,6 @@ TEST_CASE("reduce_kv: few patches") {
                                                                    64);
   check_reduction<ConvolveConfig<Half, 160, true, 1, 1, 4, 32, 4>,
                   Linear<Half, 160, Source::kSums, 4, 160, 2>>(reduction(1, 6, 8, 160, 2), 4, 64);
-}
-
-TEST_CASE("reduce_kv: of all tokens, few and many") {
-  check_linear<BFloat16, 512>(70, 1024, [](const auto&... args) {
-    return run_linear<Linear<BFloat16, 512, Source::kTokens, 4, 128, 2>>(args..., 640);
-  });
-  check_linear<BFloat16, 512>(70, 1024, [](const auto&... args) {
-    return run_streamed<StreamedLinearConfig<BFloat16, true, Then::kStore, 2, 4, 4, 32, 4>, 512>(
-        args..., 512);
-  });
-}
-
-// q of attention_block_ and the first layer of conv_mlp_block_.
-TEST_CASE("linear layers of few tokens") {
-  check_few<Linear<BFloat16, 32, Source::kTokens, 4, 32, 3>>(70, 128);
-  check_few<Linear<Half, 64, Source::kTokens, 4, 64, 3>>(1, 192);
-  check_few<Linear<BFloat16, 128, Source::kTokens, 4, 128, 3>>(17, 64);
-  check_few<Linear<Half, 160, Source::kTokens, 4, 160, 2>>(40, 128);
-}
-
-TEST_CASE("linear layers of many tokens") {
-  check_linear<Half, 96>(300, 384, [](const auto&... args) {
-    return run_streamed<StreamedLinearConfig<Half, true, Then::kStore, 2, 4, 8, 32, 4>, 96>(args...,
-                                                                                            256);
-  });
-  check_staying<StayingLinearConfig<BFloat16, 64, Then::kStore, 12, 5>>(200, 512, 448);
-  check_staying<StayingLinearConfig<Half, 128, Then::kStore, 12, 5>>(17, 448, 448);
-  check_staying<StayingLinearConfig<BFloat16, 256, Then::kStore, 8, 5>>(130, 512, 448);
-  check_staying<StayingLinearConfig<Half, 320, Then::kStore, 8, 5>>(40, 448, 192);
-  check_staying<StayingLinearConfig<BFloat16, 512, Then::kStore, 8, 3>>(60, 320, 320);
 }
 
 TEST_CASE("spatial_reduction") {
