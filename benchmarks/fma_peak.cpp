@@ -1,7 +1,6 @@
-// What the vector units can do at best: independent multiply-adds on registers, no memory.
+// What the vector and tile units can do at best: independent multiply-adds on registers, no memory.
 //
-// Each kind needs the instruction named in kInstruction; it counts as two operations per product.
-// Matrix units (AMX) are not measured, so a peer that uses them can exceed this peak.
+// Each kind needs the instruction that its Peak names; it counts as two operations per product.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -10,7 +9,14 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__) && \
+    (__has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>))
+#define PVT_HAS_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -58,9 +64,66 @@ PVT_KERNEL(int8_avx512, "avx512f,avx512vnni", __m512i,
 
 #undef PVT_KERNEL
 
+#if defined(PVT_HAS_AMX)
+
+// Whether the processor has tiles and Linux lets this process use them (asm/prctl.h).
+bool has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBf16 | kTile | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+constexpr int kTileChains = 6;  // hide a latency of 52 cycles, at one product in 16
+
+// Products of zeros: six tiles of sums, and one of either side.
+#define PVT_TILE_KERNEL(name, isa, product)                      \
+  __attribute__((target("amx-tile," isa))) float name(float) {   \
+    struct alignas(64) {                                         \
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};     \
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64}; \
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};       \
+    } config;                                                    \
+    asm volatile("" ::"r"(&config) : "memory");                  \
+    _tile_loadconfig(&config);                                   \
+    for (int64_t i = 0; i < kSteps; i += 16) {                   \
+      product(0, 6, 7);                                          \
+      product(1, 6, 7);                                          \
+      product(2, 6, 7);                                          \
+      product(3, 6, 7);                                          \
+      product(4, 6, 7);                                          \
+      product(5, 6, 7);                                          \
+    }                                                            \
+    _tile_release();                                             \
+    return 0;                                                    \
+  }
+
+PVT_TILE_KERNEL(bf16_amx, "amx-bf16", _tile_dpbf16ps)
+PVT_TILE_KERNEL(int8_amx, "amx-int8", _tile_dpbsud)
+
+#undef PVT_TILE_KERNEL
+
+#else
+bool has_amx() {
+  return false;
+}
+constexpr int kTileChains = 0;
+constexpr Kernel bf16_amx = nullptr, int8_amx = nullptr;
+#endif
+
 Peak peak_of(int kind) {
   const auto count = [](int lanes) { return int64_t{2} * lanes * kChains * kSteps; };
+  // Of tiles: sums of 16 x 16, each of 16 units.
+  const auto tile_count = [](int per_unit) {
+    return int64_t{2} * 16 * 16 * 16 * per_unit * kTileChains * (kSteps / 16);
+  };
   __builtin_cpu_init();
+  if (kind == 1 && has_amx())
+    return {bf16_amx, tile_count(2), "tdpbf16ps tmm"};
+  if (kind == 2 && has_amx())
+    return {int8_amx, tile_count(4), "tdpbsud tmm"};
   if (kind == 0 && __builtin_cpu_supports("avx512f"))
     return {fp32_avx512, count(16), "vfmadd231ps zmm"};
   if (kind == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))

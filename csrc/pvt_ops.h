@@ -17,8 +17,8 @@ PVT_API const char* pvt_version(void);
 // it was exported with; a library with a smaller number cannot run it.
 PVT_API int64_t pvt_ops_version(void);
 
-// The instruction set in use: "baseline", "avx2", "avx512", "avx512_vnni" or "avx512_bf16". Chosen
-// once from the processor; the environment variable PVT_CPU_LEVEL names another.
+// The instruction set in use: "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16" or "amx".
+// Chosen once from the processor; the environment variable PVT_CPU_LEVEL names another.
 PVT_API const char* pvt_cpu_level(void);
 
 // A JSON object: version, ops_version, compiler, cpu_levels, cuda_architectures, torch.

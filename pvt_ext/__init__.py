@@ -26,8 +26,8 @@ def ops_version() -> int:
 def cpu_level() -> str:
     """Instruction set of the CPU kernels in use.
 
-    One of baseline, avx2, avx512, avx512_vnni and avx512_bf16. Chosen once from the processor; the
-    environment variable ``PVT_CPU_LEVEL`` names another.
+    One of baseline, avx2, avx512, avx512_vnni, avx512_bf16 and amx. Chosen once from the processor;
+    the environment variable ``PVT_CPU_LEVEL`` names another.
     """
     return str(_C.cpu_level())
 

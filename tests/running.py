@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-CPU_LEVELS = ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]
+CPU_LEVELS = ["baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"]
 
 
 def same_bits_for_any_number_of_threads(call: Callable[[], Tensor]) -> bool:
@@ -60,7 +60,7 @@ def in_a_process(module: str, code: str, **env: str) -> str:
 
 def cpu_runs(level: str) -> bool:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flag = {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl "}
+    flag = {"baseline": "", "avx2": " avx2 ", "avx512": " avx512vl ", "amx": " amx_bf16 "}
     return flag.get(level, level) in flags
 
 

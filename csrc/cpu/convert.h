@@ -79,7 +79,7 @@ inline void from_float(const float* src, int64_t count, float* dst) {
 inline void from_float(const float* src, int64_t count, BFloat16* dst) {
   // Round to nearest, ties to even; a NaN stays a NaN.
   int64_t i = 0;
-#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+#if PVT_LEVEL >= PVT_LEVEL_AVX512_BF16
   for (; i + 16 <= count; i += 16) {
     const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(src + i));
     __builtin_memcpy(dst + i, &rounded, sizeof rounded);
@@ -129,7 +129,7 @@ inline void store_floats(Vec v, float* dst) {
   store(dst, v);
 }
 
-#if PVT_LEVEL == PVT_LEVEL_AVX512_BF16
+#if PVT_LEVEL >= PVT_LEVEL_AVX512_BF16
 inline void store_floats(Vec v, BFloat16* dst) {
   const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
   __builtin_memcpy(dst, &rounded, sizeof rounded);

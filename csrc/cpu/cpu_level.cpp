@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(PVT_HAS_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 #include <stdexcept>
@@ -19,7 +23,23 @@ bool has_f16c() {
 }
 #endif
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+// Whether the processor has tiles, and the system lets this process use them: they are 8 KB more of
+// every thread's state, which Linux keeps for those that ask.
+bool has_amx() {
+#if defined(PVT_HAS_AMX) && defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;  // of leaf 7's EDX
+  constexpr unsigned kAll = kBf16 | kTile | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, asm/fpu/types.h
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+constexpr const char* kNames[] = {"baseline",    "avx2",        "avx512",
+                                  "avx512_vnni", "avx512_bf16", "amx"};
 
 // The highest level that the processor runs.
 CpuLevel detect() {
@@ -35,7 +55,10 @@ CpuLevel detect() {
   if (!__builtin_cpu_supports("avx512vnni")) {
     return CpuLevel::kAvx512;
   }
-  return __builtin_cpu_supports("avx512bf16") ? CpuLevel::kAvx512Bf16 : CpuLevel::kAvx512Vnni;
+  if (!__builtin_cpu_supports("avx512bf16")) {
+    return CpuLevel::kAvx512Vnni;
+  }
+  return has_amx() ? CpuLevel::kAmx : CpuLevel::kAvx512Bf16;
 #else
   return CpuLevel::kBaseline;
 #endif
@@ -78,8 +101,13 @@ const char* name(CpuLevel level) {
 
 const std::vector<CpuLevel>& compiled_cpu_levels() {
 #if defined(__x86_64__)
-  static const std::vector<CpuLevel> levels{CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512,
-                                            CpuLevel::kAvx512Vnni, CpuLevel::kAvx512Bf16};
+  static const std::vector<CpuLevel> levels{
+      CpuLevel::kBaseline,   CpuLevel::kAvx2,       CpuLevel::kAvx512,
+      CpuLevel::kAvx512Vnni, CpuLevel::kAvx512Bf16,
+#if defined(PVT_HAS_AMX)
+      CpuLevel::kAmx,
+#endif
+  };
 #else
   static const std::vector<CpuLevel> levels{CpuLevel::kBaseline};
 #endif

@@ -3,12 +3,17 @@
 
 #include <vector>
 
+// Whether the compiler has the tile instructions of CpuLevel::kAmx.
+#if defined(__x86_64__) && (__has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>))
+#define PVT_HAS_AMX
+#endif
+
 namespace pvt {
 
 // In rising order: a processor that runs one level runs every level below it.
-enum class CpuLevel { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16 };
+enum class CpuLevel { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
-// "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"
+// "baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"
 const char* name(CpuLevel level);
 
 // The levels this library was compiled with, lowest first. Only the baseline outside x86-64.

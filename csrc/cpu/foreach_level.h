@@ -1,5 +1,5 @@
 // Compiles the file named by PVT_KERNEL_BODY once per CPU level, each time in a namespace of its
-// own (pvt::baseline, pvt::avx2, ..., pvt::avx512_bf16) with that level's instructions allowed, so
+// own (pvt::baseline, pvt::avx2, ..., pvt::amx) with that level's instructions allowed, so
 // one portable binary holds them all and no source needs compiler flags of its own.
 //
 //   #define PVT_KERNEL_BODY "cpu/sra_attention_impl.h"
@@ -41,12 +41,18 @@
 #define PVT_AVX512_BF16_FEATURES \
   "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
 #endif
+#if !defined(PVT_AMX_FEATURES)
+#define PVT_AMX_FEATURES                                                             \
+  "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile," \
+  "amx-bf16,amx-int8"
+#endif
 
 #define PVT_LEVEL_BASELINE 0
 #define PVT_LEVEL_AVX2 1
 #define PVT_LEVEL_AVX512 2
 #define PVT_LEVEL_AVX512_VNNI 3
 #define PVT_LEVEL_AVX512_BF16 4
+#define PVT_LEVEL_AMX 5
 
 #define PVT_LEVEL PVT_LEVEL_BASELINE
 namespace pvt::baseline {
@@ -88,8 +94,23 @@ namespace pvt::avx512_bf16 {
 PVT_TARGET_END
 #include "cpu/next_level.h"
 
+#if defined(PVT_HAS_AMX)
+#define PVT_LEVEL PVT_LEVEL_AMX
+PVT_TARGET_BEGIN(PVT_AMX_FEATURES)
+namespace pvt::amx {
+#include PVT_KERNEL_BODY
+}
+PVT_TARGET_END
+#include "cpu/next_level.h"
+#else
+namespace pvt {
+namespace amx = avx512_bf16;  // never chosen
+}
+#endif
+
 #define PVT_BEST_LEVEL(...)                                                 \
-  (::pvt::cpu_level() == CpuLevel::kAvx512Bf16   ? avx512_bf16::__VA_ARGS__ \
+  (::pvt::cpu_level() == CpuLevel::kAmx          ? amx::__VA_ARGS__         \
+   : ::pvt::cpu_level() == CpuLevel::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
    : ::pvt::cpu_level() == CpuLevel::kAvx512Vnni ? avx512_vnni::__VA_ARGS__ \
    : ::pvt::cpu_level() == CpuLevel::kAvx512     ? avx512::__VA_ARGS__      \
    : ::pvt::cpu_level() == CpuLevel::kAvx2       ? avx2::__VA_ARGS__        \

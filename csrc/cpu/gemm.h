@@ -14,6 +14,12 @@
 constexpr int kPanel = 16;
 constexpr int kTileColumns = kTileVecs * kLanes;
 constexpr int kTileRows = 6;
+// Rows that pass a product together where what comes of them is to stay in the first-level cache.
+#if PVT_LEVEL == PVT_LEVEL_AMX
+constexpr int64_t kFewRows = 32;  // a square (tiles.h)
+#else
+constexpr int64_t kFewRows = 4 * kTileRows;
+#endif
 // Units of a packed matrix of K rows and `columns` columns.
 template <class scalar_t>
 inline int64_t packed_size(int64_t K, int64_t columns) {

@@ -1,6 +1,9 @@
 // The pointer-level body of gemm(), compiled once per CPU level (foreach_level.h).
 
 #include "cpu/gemm.h"
+#if PVT_LEVEL == PVT_LEVEL_AMX
+#include "cpu/tiles.h"
+#endif
 
 // What a tile is computed from: some rows and vectors of c.
 struct Tile {
@@ -149,6 +152,98 @@ inline void unpack(const NextPanels& block, float* floats) {
   }
 }
 
+inline int64_t row_groups(int64_t rows) {
+  return (rows + kTileRows - 1) / kTileRows;
+}
+
+// All rows of a block of panels, in tiles of registers.
+//   first: what the tile of row 0 is computed from
+template <class scalar_t>
+inline void gemm_rows(int64_t rows, int64_t vecs, const Tile& first, const Strides& strides,
+                      const ReadAhead& read_ahead) {
+  const int64_t tiles = row_groups(rows);
+  int64_t row = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    // Of almost equal height: 50 rows are 5 x 6 + 4 x 5, not 8 x 6 + 2.
+    const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
+    Tile tile = first;
+    tile.a += row * strides.a;
+    tile.c += row * strides.c;
+    read_ahead.deal(t, tile);
+    gemm_tile<scalar_t>(height, vecs, tile, strides);
+    row += height;
+  }
+}
+
+#if PVT_LEVEL == PVT_LEVEL_AMX
+// The same in squares of the tile unit, of all units that fill tiles.
+template <class scalar_t>
+inline void gemm_squares(int64_t rows, int64_t columns, const Tile& first, const Strides& strides,
+                         const ReadAhead& read_ahead) {
+  using Op = Operand<scalar_t>;
+  const int64_t tiles = tiles_of(rows), height = tile_height(rows);
+  // The last tile ends with the last row; it may begin with rows that the one before has too.
+  const auto begin = [=](int64_t t) { return t + 1 < tiles ? t * height : rows - height; };
+  alignas(64) float sums[4][kTile * kTile];
+  for (int64_t t = 0; t < tiles; t += 2) {
+    const int row_tiles = t + 1 < tiles ? 2 : 1;
+    Tile tile = first;
+    read_ahead.deal(t / 2, tile);
+    const float* const a = first.a + Op::kHeader;
+    Square square{
+        first.K / kTile, {a + begin(t) * strides.a, a + begin(t + row_tiles - 1) * strides.a},
+        strides.a,       first.b,
+        strides.panel,   tile.ahead,
+        tile.ahead_step};
+    for (int64_t j = 0; j < columns; j += kSquare) {
+      const int column_tiles = columns - j <= kTile ? 1 : 2;
+      square.b = first.b + panel_offset(j, strides.panel);
+      multiply_square<scalar_t>(row_tiles, column_tiles, square, sums);
+      square.ahead_lines = 0;  // all are read
+      for (int r = 0; r < row_tiles; ++r) {
+        for (int64_t row = (t + r) * height; row < begin(t + r) + height; ++row) {
+          const float* sum = sums[2 * r] + (row - begin(t + r)) * kTile;
+          float* out = first.c + row * strides.c + j;
+          for (int c = 0; c < column_tiles; ++c, sum += kTile * kTile, out += kTile) {
+            const Vec total = total_of<scalar_t>(load(sum), first.a + row * strides.a);
+            store(out, first.accumulate ? load(out) + total : total);
+          }
+        }
+      }
+    }
+  }
+}
+#endif
+
+// c[:, 0:columns] of a block of panels.
+//   next: read into cache meanwhile
+template <class scalar_t>
+inline void gemm_block(int64_t rows, int64_t columns, const Tile& first, const Strides& strides,
+                       const NextPanels& next) {
+  const int64_t vecs = (columns + kLanes - 1) / kLanes;
+#if PVT_LEVEL == PVT_LEVEL_AMX
+  if constexpr (kHasTiles<scalar_t>) {
+    const int64_t whole = first.K / kTile * kTile;
+    // The rest of a row of integers would add the row's offset once more.
+    if (whole == first.K || (whole > 0 && Operand<scalar_t>::kHeader == 0)) {
+      gemm_squares<scalar_t>(rows, columns, first, strides, {next, (tiles_of(rows) + 1) / 2, 1});
+      if (whole < first.K) {
+        const Tile rest{first.K - whole,
+                        first.a + whole,
+                        first.b + whole * kPanel,
+                        first.c,
+                        /*accumulate=*/true,
+                        first.ahead,
+                        0};
+        gemm_rows<scalar_t>(rows, vecs, rest, strides, {{}, row_groups(rows), 1});
+      }
+      return;
+    }
+  }
+#endif
+  gemm_rows<scalar_t>(rows, vecs, first, strides, {next, row_groups(rows), 1});
+}
+
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
@@ -157,8 +252,10 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
   constexpr int64_t kBlock = kSumBlock / Op::kPerUnit;
   constexpr int64_t kBlockUnits = kBlock * Op::kSteps + Op::kHeader;
   constexpr int64_t kUnpackTiles = 8;  // for fewer it takes longer than it saves
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const bool unpacks = Op::kUnpacks && tiles >= kUnpackTiles;
+  const bool unpacks = Op::kUnpacks && row_groups(rows) >= kUnpackTiles;
+#if PVT_LEVEL == PVT_LEVEL_AMX
+  const TilesInUse tiles(kHasTiles<scalar_t> ? tile_height(rows) : 0);
+#endif
   // 64 KB: in the second-level cache while all rows pass.
   alignas(64) float unpacked[Op::kUnpacks ? kSumBlock * kTileColumns : 1];
   // Columns [j, ...) of units [k, ...) of the sum.
@@ -168,39 +265,29 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
                       K - k < kBlock ? K - k : kBlock};
   };
   for (int64_t j = 0; j < columns; j += kTileColumns) {
-    const int64_t left = (columns - j + kLanes - 1) / kLanes;
-    const int64_t vecs = left < kTileVecs ? left : kTileVecs;
     for (int64_t k = 0; k < K; k += kBlock) {
       const NextPanels block = block_at(j, k);
-      const ReadAhead read_ahead(k + kBlock < K               ? block_at(j, k + kBlock)
-                                 : j + kTileColumns < columns ? block_at(j + kTileColumns, 0)
-                                                              : next,
-                                 tiles, unpacks ? Op::kSteps : 1);
-      Strides strides{a_stride, panel_stride, c_stride};
+      const NextPanels after = k + kBlock < K               ? block_at(j, k + kBlock)
+                               : j + kTileColumns < columns ? block_at(j + kTileColumns, 0)
+                                                            : next;
+      const Strides strides{a_stride, panel_stride, c_stride};
+      const Tile first{block.depth,
+                       a + k / kBlock * kBlockUnits,
+                       block.panels,
+                       c + j,
+                       accumulate || k > 0,
+                       block.panels,
+                       0};
       if (unpacks) {
         unpack<scalar_t>(block, unpacked);
-        strides.panel = block.depth * Op::kSteps * kPanel;
-      }
-      int64_t row = 0;
-      for (int64_t t = 0; t < tiles; ++t) {
-        // Of almost equal height: 50 rows are 5 x 6 + 4 x 5, not 8 x 6 + 2.
-        const int64_t height = (rows - row + tiles - t - 1) / (tiles - t);
-        Tile tile{block.depth,
-                  a + row * a_stride + k / kBlock * kBlockUnits,
-                  block.panels,
-                  c + row * c_stride + j,
-                  accumulate || k > 0,
-                  block.panels,
-                  0};
-        read_ahead.deal(t, tile);
-        if (unpacks) {
-          tile.K *= Op::kSteps;
-          tile.b = unpacked;
-          gemm_tile<float>(height, vecs, tile, strides);
-        } else {
-          gemm_tile<scalar_t>(height, vecs, tile, strides);
-        }
-        row += height;
+        Tile floats = first;
+        floats.K *= Op::kSteps;
+        floats.b = unpacked;
+        gemm_rows<float>(rows, (block.columns + kLanes - 1) / kLanes, floats,
+                         {a_stride, floats.K * kPanel, c_stride},
+                         {after, row_groups(rows), Op::kSteps});
+      } else {
+        gemm_block<scalar_t>(rows, block.columns, first, strides, after);
       }
     }
   }

@@ -13,9 +13,13 @@
 
 constexpr int64_t kHiddenBlock = kSumBlock;
 
-// Rows of sums that wait for their GELU: 6 KB, or 24; or of a whole tile of tokens, 27 KB.
+// Rows of sums that wait for their GELU: 6 KB, or 24 of integers. Or of a whole tile of tokens, 27
+// KB, where every product has to be prepared: right-hand units taken apart, or tiles configured.
 template <class scalar_t>
-constexpr int64_t kGeluRows = Operand<scalar_t>::kUnpacks ? 108 : 24;
+constexpr bool kGeluOfAll =
+    Operand<scalar_t>::kUnpacks || (PVT_LEVEL == PVT_LEVEL_AMX && Operand<scalar_t>::kHeader == 0);
+template <class scalar_t>
+constexpr int64_t kGeluRows = kGeluOfAll<scalar_t> ? 108 : kFewRows;
 
 // Columns of a row of sums: a tile, or all that have one scale.
 template <class scalar_t>

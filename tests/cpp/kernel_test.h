@@ -23,15 +23,23 @@ std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 
   return values;
 }
 
-#if defined(PVT_EMULATED_AVX512)
-constexpr bool kEmulated = true;
-#else
-constexpr bool kEmulated = false;
+// What the processor has to run, if it is to test a level.
+inline pvt::CpuLevel without_emulation(pvt::CpuLevel level) {
+#if defined(PVT_EMULATED_AMX)
+  if (level == pvt::CpuLevel::kAmx) {
+    level = pvt::CpuLevel::kAvx512Bf16;
+  }
 #endif
+#if defined(PVT_EMULATED_AVX512)
+  if (level > pvt::CpuLevel::kAvx2 && level < pvt::CpuLevel::kAmx) {
+    level = pvt::CpuLevel::kAvx2;
+  }
+#endif
+  return level;
+}
 
 inline bool can_test(pvt::CpuLevel level) {
-  const bool emulated = kEmulated && level > pvt::CpuLevel::kAvx2;
-  return pvt::cpu_level() >= (emulated ? pvt::CpuLevel::kAvx2 : level);
+  return pvt::cpu_level() >= without_emulation(level);
 }
 
 // A test case per level; CHECK(level) is expanded with the name of the level's namespace.
@@ -49,7 +57,8 @@ inline bool can_test(pvt::CpuLevel level) {
   PVT_TEST_LEVEL(title, CHECK, avx2, kAvx2)              \
   PVT_TEST_LEVEL(title, CHECK, avx512, kAvx512)          \
   PVT_TEST_LEVEL(title, CHECK, avx512_vnni, kAvx512Vnni) \
-  PVT_TEST_LEVEL(title, CHECK, avx512_bf16, kAvx512Bf16)
+  PVT_TEST_LEVEL(title, CHECK, avx512_bf16, kAvx512Bf16) \
+  PVT_TEST_LEVEL(title, CHECK, amx, kAmx)
 #else
 #define PVT_TEST_EVERY_LEVEL(title, CHECK) PVT_TEST_LEVEL(title, CHECK, baseline, kBaseline)
 #endif

@@ -1,0 +1,136 @@
+// The matrix product of the CPU kernels against double, where everything is exact but its sums.
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "kernel_test.h"
+
+#define PVT_KERNEL_BODY "test_gemm_impl.h"
+#include "cpu/foreach_level.h"
+
+namespace {
+
+struct Shape {
+  int64_t rows, columns, depth;
+};
+
+// About every number of tiles, whole and not, of every level, and every part of a block of a sum.
+std::vector<Shape> shapes() {
+  std::vector<Shape> shapes;
+  std::mt19937 generator(0);
+  const int64_t rows[] = {1, 2, 6, 7, 15, 16, 17, 24, 31, 32, 33, 48, 50, 65, 108};
+  const int64_t columns[] = {1, 15, 16, 17, 32, 48, 49, 64, 65, 100, 128, 130};
+  const int64_t depths[] = {1, 2, 7, 16, 31, 32, 33, 48, 64, 96, 147, 160, 256, 257, 320, 512, 603};
+  for (const int64_t r : rows) {
+    for (const int64_t c : columns) {
+      shapes.push_back({r, c, depths[generator() % std::size(depths)]});
+    }
+  }
+  for (const int64_t d : depths) {
+    shapes.push_back({rows[generator() % std::size(rows)], 64, d});
+  }
+  return shapes;
+}
+
+// Numbers that every type has exactly: integers of 8 bits. Each block of 256 has the greatest, so
+// that its scale is 1.
+std::vector<float> left_values(int64_t rows, int64_t depth, std::mt19937& generator) {
+  std::uniform_int_distribution<int> integers(-127, 127);
+  std::vector<float> values(rows * depth);
+  for (int64_t i = 0; i < rows * depth; ++i) {
+    values[i] = i % depth % 256 == 0 ? 127.f : static_cast<float>(integers(generator));
+  }
+  return values;
+}
+
+std::vector<float> right_values(int64_t columns, int64_t depth, std::mt19937& generator) {
+  std::uniform_int_distribution<int> integers(-127, 127);
+  std::vector<float> values(columns * depth);
+  for (float& value : values) {
+    value = static_cast<float>(integers(generator));
+  }
+  return values;
+}
+
+template <class Products, class scalar_t>
+void check_products(const Shape& s, unsigned seed) {
+  CAPTURE(s.rows);
+  CAPTURE(s.columns);
+  CAPTURE(s.depth);
+  std::mt19937 generator(seed);
+  const std::vector<float> left = left_values(s.rows, s.depth, generator);
+  const std::vector<float> right = right_values(s.columns, s.depth, generator);
+  const int64_t width = (s.columns + Products::kWidth - 1) / Products::kWidth * Products::kWidth;
+  const int64_t stride = width + 5;
+  const std::vector<float> before = random_values<float>(s.rows * stride - 5, seed);
+  for (const bool accumulate : {false, true}) {
+    std::vector<float> c = before;
+    Products::template multiply<scalar_t>(left, right, s.rows, s.columns, s.depth, c, stride,
+                                          accumulate);
+    bool close = true, untouched = true;
+    for (int64_t i = 0; i < s.rows; ++i) {
+      for (int64_t j = 0; j < s.columns; ++j) {
+        double sum = accumulate ? before[i * stride + j] : 0, size = std::abs(sum);
+        for (int64_t k = 0; k < s.depth; ++k) {
+          const double product = double{left[i * s.depth + k]} * right[j * s.depth + k];
+          sum += product, size += std::abs(product);
+        }
+        // Of integers below 2^24 every sum is exact, but that with what was there.
+        const double error = std::abs(c[i * stride + j] - sum);
+        close = close && error <= (accumulate ? 1e-7 : 0) * size;
+      }
+      for (int64_t j = width; j < stride && i + 1 < s.rows; ++j) {
+        untouched = untouched && c[i * stride + j] == before[i * stride + j];
+      }
+    }
+    CHECK(close);
+    CHECK(untouched);
+  }
+}
+
+// A row's sums have the same bits alone and among others.
+template <class Products, class scalar_t>
+void check_bits(const Shape& s, unsigned seed) {
+  CAPTURE(s.rows);
+  CAPTURE(s.columns);
+  CAPTURE(s.depth);
+  const std::vector<float> left = random_values<float>(s.rows * s.depth, seed);
+  std::vector<float> right = random_values<float>(s.columns * s.depth, seed + 1);
+  if constexpr (std::is_same_v<scalar_t, int8_t>) {
+    std::mt19937 generator(seed);
+    right = right_values(s.columns, s.depth, generator);
+  }
+  const int64_t stride = (s.columns + Products::kWidth - 1) / Products::kWidth * Products::kWidth;
+  std::vector<float> together(s.rows * stride);
+  Products::template multiply<scalar_t>(left, right, s.rows, s.columns, s.depth, together, stride,
+                                        false);
+  for (int64_t i = 0; i < s.rows; i += 5) {
+    const std::vector<float> row(left.begin() + i * s.depth, left.begin() + (i + 1) * s.depth);
+    std::vector<float> alone(stride);
+    Products::template multiply<scalar_t>(row, right, 1, s.columns, s.depth, alone, stride, false);
+    CHECK(std::memcmp(alone.data(), together.data() + i * stride, s.columns * sizeof(float)) == 0);
+  }
+}
+
+template <class Products>
+void check_level() {
+  unsigned seed = 0;
+  for (const Shape& shape : shapes()) {
+    ++seed;
+    check_products<Products, float>(shape, seed);
+    check_products<Products, pvt::BFloat16>(shape, seed);
+    check_products<Products, pvt::Half>(shape, seed);
+    check_products<Products, int8_t>(shape, seed);
+    if (seed % 7 == 0) {
+      check_bits<Products, float>(shape, seed);
+      check_bits<Products, pvt::BFloat16>(shape, seed);
+      check_bits<Products, int8_t>(shape, seed);
+    }
+  }
+}
+
+}  // namespace
+
+#define CHECK_PRODUCTS(level) check_level<pvt::level::Products>();
+
+PVT_TEST_EVERY_LEVEL("matrix product", CHECK_PRODUCTS)
