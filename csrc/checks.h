@@ -296,11 +296,17 @@ inline void check_packed(const char* op, const char* name, const Tensor& weight,
         ": expected ", name, " packed from [", rows, ", ", columns, "], which is [", panels, ", ",
         depth, ", 16, ", group, "], got ", shape(weight));
   const bool is_16_bit = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  const bool narrow = x.scalar_type() == ScalarType::Float && (is_16_bit || quantised);
-  check(narrow || dtype == x.scalar_type(), op, ": expected ", name, " of dtype ",
-        dtype_name(x.scalar_type()), " like x",
-        x.scalar_type() == ScalarType::Float ? ", bfloat16, float16 or uint8 (packed int8)" : "",
-        ", got ", dtype_name(dtype));
+  if (x.scalar_type() == ScalarType::Float) {
+    check(is_16_bit || quantised || dtype == ScalarType::Float, op, ": expected ", name,
+          " of dtype float32 like x, bfloat16, float16 or uint8 (packed int8), got ",
+          dtype_name(dtype));
+  } else if (dtype != x.scalar_type()) {  // of the two, x is what a model is given
+    const std::string expected =
+        quantised   ? "float32 beside an int8 " + std::string(name)
+        : is_16_bit ? "float32 or " + std::string(dtype_name(dtype)) + " like " + name
+                    : std::string(dtype_name(dtype)) + " like " + name;
+    check(false, op, ": expected x of dtype ", expected, ", got ", dtype_name(x.scalar_type()));
+  }
   check_device(op, name, weight, x);
 }
 

@@ -411,6 +411,18 @@ def head_with(**changes):
             mlp_with(fc2_weight=torch.zeros(1, 20, 16, 1).double()),
             "fc2_weight of dtype float32 like x, bfloat16, float16 or uint8 .*, got float64",
         ),
+        (
+            mlp_with(x=torch.zeros(2, 6, 8).double()),
+            "x of dtype float32 like fc1_weight, got float64",
+        ),
+        (
+            mlp_with(x=torch.zeros(2, 6, 8).half(), fc1_weight=torch.zeros(2, 4, 16, 2).bfloat16()),
+            "x of dtype float32 or bfloat16 like fc1_weight, got float16",
+        ),
+        (
+            mlp_with(x=torch.zeros(2, 6, 8).half(), fc1_weight=torch.zeros(2, 3, 16, 4).byte()),
+            "x of dtype float32 beside an int8 fc1_weight, got float16",
+        ),
         (attention_with(kv=torch.zeros(2, 0, 16)), "kv of shape .* at least one key"),
         (attention_with(kv=torch.zeros(1, 5, 16)), r"\[2, kv_len, 16\].*got \[1, 5, 16\]"),
         (attention_with(num_heads=3), "num_heads to divide C = 8, got 3"),
