@@ -16,7 +16,7 @@ constexpr int kTileColumns = kTileVecs * kLanes;
 constexpr int kTileRows = 6;
 // Rows that pass a product together where what comes of them is to stay in the first-level cache.
 #if PVT_LEVEL == PVT_LEVEL_AMX
-constexpr int64_t kFewRows = 32;  // a square (tiles.h)
+constexpr int64_t kFewRows = 32;  // a square (gemm_squares.h)
 #else
 constexpr int64_t kFewRows = 4 * kTileRows;
 #endif

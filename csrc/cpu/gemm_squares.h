@@ -1,10 +1,6 @@
-// Products by the tile unit of AMX, which multiplies 16 rows, 16 columns and 16 units in one
-// instruction. Part of the body of gemm() (foreach_level.h), whose units and panels are what tiles
-// hold as they are.
-#ifndef PVT_BODY_TILES
-#define PVT_BODY_TILES
-
-#include "cpu/gemm.h"
+// A block of panels by the tile unit of AMX, which multiplies 16 rows, 16 columns and 16 units in
+// one instruction: units and panels are what tiles hold as they are. Part of the body of gemm()
+// (gemm_impl.h).
 
 // Rows, columns and units of a tile: 1 KB. A square is two of rows and two of columns.
 constexpr int kTile = 16;
@@ -78,7 +74,8 @@ struct Square {
     _tile_dpbf16ps(sum, left, right);             \
   }
 
-// sums[tile] <- the products of tile, of float32 or of 32-bit integers, in four tiles' order
+// sums[0] to sums[3] <- those of the square's tiles, float32 or 32-bit integers; those that there
+// are
 template <class scalar_t, int kRowTiles, int kColumnTiles>
 inline void multiply_square(const Square& square, float (&sums)[4][kTile * kTile]) {
   constexpr int64_t kLine = 64;  // bytes
@@ -125,11 +122,13 @@ inline void multiply_square(const Square& square, float (&sums)[4][kTile * kTile
 template <class scalar_t>
 inline void multiply_square(int row_tiles, int column_tiles, const Square& square,
                             float (&sums)[4][kTile * kTile]) {
-  const auto run = row_tiles == 1      ? column_tiles == 1 ? multiply_square<scalar_t, 1, 1>
-                                                           : multiply_square<scalar_t, 1, 2>
-                        : column_tiles == 1 ? multiply_square<scalar_t, 2, 1>
-                                       : multiply_square<scalar_t, 2, 2>;
-  run(square, sums);
+  if (row_tiles == 2) {
+    column_tiles == 2 ? multiply_square<scalar_t, 2, 2>(square, sums)
+                      : multiply_square<scalar_t, 2, 1>(square, sums);
+  } else {
+    column_tiles == 2 ? multiply_square<scalar_t, 1, 2>(square, sums)
+                      : multiply_square<scalar_t, 1, 1>(square, sums);
+  }
 }
 
 // What a tile's sums of a row give.
@@ -145,4 +144,41 @@ inline Vec total_of(Vec sum, const float* header) {
   }
 }
 
-#endif  // PVT_BODY_TILES
+// All rows of a block of panels, of all units that fill tiles.
+//   first: as for gemm_rows()
+template <class scalar_t>
+inline void gemm_squares(int64_t rows, int64_t columns, const Tile& first, const Strides& strides,
+                         const ReadAhead& read_ahead) {
+  using Op = Operand<scalar_t>;
+  const int64_t tiles = tiles_of(rows), height = tile_height(rows);
+  // The last tile ends with the last row; it may begin with rows that the one before has too.
+  const auto begin = [=](int64_t t) { return t + 1 < tiles ? t * height : rows - height; };
+  alignas(64) float sums[4][kTile * kTile];
+  for (int64_t t = 0; t < tiles; t += 2) {
+    const int row_tiles = t + 1 < tiles ? 2 : 1;
+    Tile tile = first;
+    read_ahead.deal(t / 2, tile);
+    const float* const a = first.a + Op::kHeader;
+    Square square{
+        first.K / kTile, {a + begin(t) * strides.a, a + begin(t + row_tiles - 1) * strides.a},
+        strides.a,       first.b,
+        strides.panel,   tile.ahead,
+        tile.ahead_step};
+    for (int64_t j = 0; j < columns; j += kSquare) {
+      const int column_tiles = columns - j <= kTile ? 1 : 2;
+      square.b = first.b + panel_offset(j, strides.panel);
+      multiply_square<scalar_t>(row_tiles, column_tiles, square, sums);
+      square.ahead_lines = 0;  // all are read
+      for (int r = 0; r < row_tiles; ++r) {
+        for (int64_t row = (t + r) * height; row < begin(t + r) + height; ++row) {
+          const float* sum = sums[2 * r] + (row - begin(t + r)) * kTile;
+          float* out = first.c + row * strides.c + j;
+          for (int c = 0; c < column_tiles; ++c, sum += kTile * kTile, out += kTile) {
+            const Vec total = total_of<scalar_t>(load(sum), first.a + row * strides.a);
+            store(out, first.accumulate ? load(out) + total : total);
+          }
+        }
+      }
+    }
+  }
+}
