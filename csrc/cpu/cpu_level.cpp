@@ -21,7 +21,6 @@ bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
-#endif
 
 // Whether the processor has tiles, and the system lets this process use them: they are 8 KB more of
 // every thread's state, which Linux keeps for those that ask.
@@ -37,6 +36,7 @@ bool has_amx() {
   return false;
 #endif
 }
+#endif
 
 constexpr const char* kNames[] = {"baseline",    "avx2",        "avx512",
                                   "avx512_vnni", "avx512_bf16", "amx"};
