@@ -13,8 +13,9 @@
 
 constexpr int64_t kHiddenBlock = kSumBlock;
 
-// Rows of sums that wait for their GELU: 6 KB, or 24 of integers. Or of a whole tile of tokens, 27
-// KB, where every product has to be prepared: right-hand units taken apart, or tiles configured.
+// Rows of sums that wait for their GELU: 6 KB, or 24 to 32 of integers. Or of a whole tile of
+// tokens, 27 KB, where every product has to be prepared: right-hand units taken apart, or tiles
+// configured.
 template <class scalar_t>
 constexpr bool kGeluOfAll =
     Operand<scalar_t>::kUnpacks || (PVT_LEVEL == PVT_LEVEL_AMX && Operand<scalar_t>::kHeader == 0);

@@ -10,7 +10,7 @@
 #include "cpu/pack.h"
 
 constexpr int64_t kKeyBlock = 256;
-constexpr int64_t kQueryRows = kFewRows;  // they share each key read; their scores take 24 KB
+constexpr int64_t kQueryRows = kFewRows;  // they share each key read; their scores take 24 or 32 KB
 
 // The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
 // values follow as units along the keys, [panels][units of kv_len][kPanel].

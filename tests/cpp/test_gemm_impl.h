@@ -5,7 +5,7 @@
 #include "cpu/pack.h"
 
 struct Products {
-  // c = (accumulate ? c : 0) + left right^T, rows of c c_stride apart, with NaN between them
+  // c = (accumulate ? c : 0) + left right^T, rows of c c_stride apart
   //   left: [rows, depth]   right: [columns, depth]; 8-bit weights are w + 128
   template <class scalar_t>
   static void multiply(const std::vector<float>& left, const std::vector<float>& right,
@@ -14,7 +14,7 @@ struct Products {
     using Op = Operand<scalar_t>;
     const int64_t gap = 3, stride = row_units<scalar_t>(depth) + gap;
     const int64_t units = right_units<scalar_t>(depth);
-    std::vector<float> a(rows * stride - gap, NAN);
+    std::vector<float> a(rows * stride - gap, NAN);  // NaN between rows
     for (int64_t i = 0; i < rows; ++i) {
       Op::to_left(left.data() + i * depth, depth, a.data() + i * stride);
     }
