@@ -13,6 +13,7 @@ mp.mp.dps = 40
 
 INTERVALS, WIDTH, DEGREE = 32, mp.mpf("0.25"), 4
 LIMIT = mp.mpf("5.6")  # from there on g is 1/2 to 26 bits
+DENSITY = mp.mpf("3.7")  # coarse pieces per unit of x
 COARSE_LIMIT = mp.mpf("4.1")  # beyond it g is taken for 1/2
 HEAD = """\
 // Polynomials for GELU (gelu.h) and 2^x (vec.h), by tools/fit_polynomials.py: change that.
@@ -39,21 +40,18 @@ def pieces() -> list[list[mp.mpf]]:
 
 
 def coarse_pieces() -> list[list[mp.mpf]]:
-    """Phi(k / 4 + u), 0 <= u < 1/4, as a parabola in u, at index k modulo 32 for -16 <= k < 16.
+    """Phi(x), k <= DENSITY x < k + 1, as a parabola in x, at index k modulo 32 for -16 <= k < 16.
 
-    Exact at the Chebyshev nodes; at the ends of the range 0 and 1, what Phi is taken for beyond.
+    Exact at the Chebyshev nodes; the first and the last are 0 and 1, what Phi is taken for beyond.
     """
     table: list[list[mp.mpf]] = [[]] * INTERVALS
-    for k in range(-INTERVALS // 2, INTERVALS // 2):
-        nodes = [WIDTH / 2 * (1 + mp.cos(mp.pi * (2 * i + 1) / 6)) for i in range(3)]
-        if k == INTERVALS // 2 - 1:
-            nodes[0] = WIDTH
-        if k == -INTERVALS // 2:
-            nodes[2] = mp.mpf(0)
-        x = [WIDTH * k + u for u in nodes]
-        values = [mp.mpf(v > 0) if abs(v) == 4 else mp.ncdf(v) for v in x]
-        powers = mp.matrix([[u**d for d in range(3)] for u in nodes])
-        table[k % INTERVALS] = list(mp.lu_solve(powers, mp.matrix(values)))
+    for k in range(-INTERVALS // 2 + 1, INTERVALS // 2 - 1):
+        nodes = [k + (1 + mp.cos(mp.pi * (2 * i + 1) / 6)) / 2 for i in range(3)]
+        x = [node / DENSITY for node in nodes]
+        powers = mp.matrix([[v**d for d in range(3)] for v in x])
+        table[k % INTERVALS] = list(mp.lu_solve(powers, mp.matrix([mp.ncdf(v) for v in x])))
+    table[INTERVALS // 2] = [mp.mpf(0)] * 3
+    table[INTERVALS // 2 - 1] = [mp.mpf(1), mp.mpf(0), mp.mpf(0)]
     return table
 
 
@@ -180,7 +178,10 @@ def main() -> None:
         print("    {\n" + array([piece[d] for piece in table], " " * 8) + "},")
     print("};\n")
     table = coarse_pieces()
-    print("// Phi(k / 4 + u) = sum_d kPhiPieces[d][k mod 32] u^d for 0 <= u < 1/4, -16 <= k < 16")
+    density = mp.nstr(DENSITY, 2)
+    interval = f"k <= {density} x < k + 1, -16 <= k < 16"
+    print(f"// Phi(x) = sum_d kPhiPieces[d][k mod 32] x^d for {interval}")
+    print(f"constexpr float kPhiDensity = {density}f;")
     print(f"alignas(64) constexpr float kPhiPieces[3][{INTERVALS}] = {{")
     for d in range(3):
         print("    {\n" + array([piece[d] for piece in table], " " * 8) + "},")

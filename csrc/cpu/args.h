@@ -26,6 +26,12 @@ struct NextPanels {
   int64_t panel_stride = 0, columns = 0, depth = 0;
 };
 
+// How many rows a thread takes at once (row_tiles.h): at most, and, as a rule, a multiple. If there
+// are fewer than min_height for each, reading weights takes longer than using them.
+struct RowLimits {
+  int64_t max_height, min_height, multiple;
+};
+
 struct ReduceArgs {
   int64_t W, C, sr_ratio, out_H, out_W;
   int64_t batch_stride, token_stride;  // of x, in elements

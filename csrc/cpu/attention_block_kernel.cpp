@@ -80,7 +80,7 @@ void run_folded(const Images& images, const AttentionArgs& args) {
     }
   });
 
-  const RowTiles tiles(s.N, s.B);
+  const RowTiles tiles(s.N, s.B, PVT_BEST_LEVEL(kRowLimits<scalar_t>));
   const auto attention = PVT_BEST_LEVEL(folded_attention_rows<scalar_t>);
   const int64_t scratch = PVT_BEST_LEVEL(folded_scratch_size<scalar_t>)(args, tiles.height);
   foreach_tile(images, tiles, [&](int64_t b, float* x, int64_t rows) {
@@ -199,7 +199,7 @@ void attention_block_cpu(Tensor& x, const Tensor& kv, const Tensor& norm_weight,
       Images images{s, tokens + b * s.N * s.C, keys + b * kv_rows.stride(0), kv_rows.stride(0),
                     kv_rows.stride(1)};
       images.s.B = std::min(at_once, s.B - b);
-      const RowTiles tiles(s.N, images.s.B);
+      const RowTiles tiles(s.N, images.s.B, PVT_BEST_LEVEL(kRowLimits<scalar_t>));
       if (folds) {
         run_folded<scalar_t>(images, args);
       } else if (tiles.too_few()) {

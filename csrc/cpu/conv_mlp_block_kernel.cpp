@@ -48,13 +48,14 @@ void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   const int64_t column_tiles = (C + tile - 1) / tile;
   const int64_t threads = torch::stable::get_num_threads();  // take turns, as a rule
-  const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;
+  const int64_t max_height = PVT_BEST_LEVEL(kRowLimits<scalar_t>).max_height;
+  const int64_t row_tiles = (rows + max_height - 1) / max_height;
   parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
     const int64_t part = task / column_tiles, column = task % column_tiles * tile;
     const int64_t begin = part * rows / row_tiles, end = (part + 1) * rows / row_tiles;
     down(mlp.fc2, hidden + begin * hidden_depth, end - begin, mlp.hidden, column,
          std::min(tile, C - column), C, column + threads * tile, x + begin * C,
-         thread_scratch(RowTiles::kMaxHeight * tile));
+         thread_scratch(max_height * tile));
   });
 }
 

@@ -18,9 +18,8 @@ namespace pvt {
 
 template <class scalar_t>
 void convolve(const PatchArgs& args, int64_t images, const float* x, const FinishRows& finish) {
-  constexpr int64_t kMaxHeight = 48;  // rows of patches: they are long
   const int64_t rows = images * args.out_H * args.out_W;
-  const RowTiles tiles(rows, 1, kMaxHeight);
+  const RowTiles tiles(rows, 1, PVT_BEST_LEVEL(kPatchLimits<scalar_t>));
   const int64_t width = std::max<int64_t>(PVT_BEST_LEVEL(kTileColumns), kPackedColumns);
   const int64_t stride = PVT_BEST_LEVEL(round_up)(args.C_out, kPackedColumns);
   const auto convolve = PVT_BEST_LEVEL(convolve_rows<scalar_t>);

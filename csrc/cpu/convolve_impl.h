@@ -6,6 +6,11 @@
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
 
+// Rows of patches are long.
+template <class scalar_t>
+constexpr RowLimits kPatchLimits =
+    kHasTiles<scalar_t> ? RowLimits{64, 40, 32} : RowLimits{48, 40, 1};
+
 // Positions that hold about `inputs` inputs: an even number, so that pairs of bfloat16 never reach
 // into the next ones.
 inline int64_t positions_of(int64_t inputs, const PatchArgs& args) {

@@ -2,6 +2,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <immintrin.h>
 #endif
 #if defined(PVT_HAS_AMX) && defined(__linux__)
 #include <sys/syscall.h>
@@ -35,6 +36,12 @@ bool has_amx() {
 #else
   return false;
 #endif
+}
+#endif
+
+#if defined(PVT_HAS_AMX)
+__attribute__((target("amx-tile"))) void release() {
+  _tile_release();
 }
 #endif
 
@@ -117,6 +124,14 @@ const std::vector<CpuLevel>& compiled_cpu_levels() {
 CpuLevel cpu_level() {
   static const CpuLevel level = choose();
   return level;
+}
+
+void release_tiles() {
+#if defined(PVT_HAS_AMX)
+  if (cpu_level() == CpuLevel::kAmx) {
+    release();
+  }
+#endif
 }
 
 }  // namespace pvt

@@ -24,4 +24,8 @@ const std::vector<CpuLevel>& compiled_cpu_levels();
 // other word.
 CpuLevel cpu_level();
 
+// This thread's tiles, if there are any, are no longer in use, so that neither the system keeps nor
+// the processor powers what they hold.
+void release_tiles();
+
 }  // namespace pvt

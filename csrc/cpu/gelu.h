@@ -38,20 +38,20 @@ inline Vec phi_above_half(Vec a) {
   return fmadd(g, u, lookup(kGeluPieces[0], piece));
 }
 
-// Phi is a parabola in each of 32 pieces of [-4, 4), 0 and 1 outside.
+// Phi is a parabola in each of 30 pieces of [-4.05, 4.05), 0 and 1 outside.
 inline Vec coarse_gelu(Vec x) {
-  constexpr float kRound = 1.5f * (1 << 21);
-  // With a NaN, both give their second operand. (Without the masks, GCC 12 warns of its own
-  // header.)
-  const __m512 raised = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-4.f), (__m512)x);
-  const __m512 clamped = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(3.9999998f), raised);
-  const __m512 shifted = _mm512_maskz_add_round_ps(0xffff, clamped, _mm512_set1_ps(kRound),
-                                                   _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const Vec u = (Vec)clamped - ((Vec)shifted - kRound);
-  const __m512i piece = (__m512i)shifted;
+  // Adding it rounds down to an integer, which is then in the lowest bits.
+  constexpr float kRound = 1.5f * (1 << 23);
+  // The smaller magnitude, with the sign of x: a little outside. Of a NaN and the limit, the limit.
+  // (Without the masks, GCC 12 warns of its own header.)
+  const __m512 limit = _mm512_set1_ps(15.5f / kPhiDensity);
+  const __m512 clamped = _mm512_maskz_range_ps(0xffff, (__m512)x, limit, 0b0010);
+  const __m512i piece = (__m512i)_mm512_maskz_fmadd_round_ps(
+      0xffff, clamped, _mm512_set1_ps(kPhiDensity), _mm512_set1_ps(kRound),
+      _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   Vec phi = lookup(kPhiPieces[2], piece);
-  phi = fmadd(phi, u, lookup(kPhiPieces[1], piece));
-  phi = fmadd(phi, u, lookup(kPhiPieces[0], piece));
+  phi = fmadd(phi, (Vec)clamped, lookup(kPhiPieces[1], piece));
+  phi = fmadd(phi, (Vec)clamped, lookup(kPhiPieces[0], piece));
   return x * phi;
 }
 

@@ -14,12 +14,26 @@
 constexpr int kPanel = 16;
 constexpr int kTileColumns = kTileVecs * kLanes;
 constexpr int kTileRows = 6;
-// Rows that pass a product together where what comes of them is to stay in the first-level cache.
+
+// Types whose products the tile unit takes (gemm_squares.h): several to a unit.
 #if PVT_LEVEL == PVT_LEVEL_AMX
-constexpr int64_t kFewRows = 32;  // a square (gemm_squares.h)
+template <class scalar_t>
+constexpr bool kHasTiles = (Operand<scalar_t>::kPerUnit > 1);
+constexpr int64_t kFewRows = 32;  // a square
 #else
+template <class scalar_t>
+constexpr bool kHasTiles = false;
 constexpr int64_t kFewRows = 4 * kTileRows;
 #endif
+// kFewRows: that pass a product together where what comes of them is to stay in the first-level
+// cache.
+
+// 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
+// all rows read, have to be read more rarely.
+template <class scalar_t>
+constexpr RowLimits kRowLimits =
+    kHasTiles<scalar_t> ? RowLimits{208, 40, 32} : RowLimits{108, 40, 1};
+
 // Units of a packed matrix of K rows and `columns` columns.
 template <class scalar_t>
 inline int64_t packed_size(int64_t K, int64_t columns) {

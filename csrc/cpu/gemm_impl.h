@@ -54,12 +54,16 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
           const NextPanels& next) {
   using Op = Operand<scalar_t>;
-  constexpr int64_t kBlock = kSumBlock / Op::kPerUnit;
+  // As many as there may be, for a tile's sums are stored after each.
+  constexpr int64_t kSums = kHasTiles<scalar_t> && Op::kHeader == 0 ? 2 * kSumBlock : kSumBlock;
+  constexpr int64_t kBlock = kSums / Op::kPerUnit;
   constexpr int64_t kBlockUnits = kBlock * Op::kSteps + Op::kHeader;
   constexpr int64_t kUnpackTiles = 8;  // for fewer it takes longer than it saves
   const bool unpacks = Op::kUnpacks && row_groups(rows) >= kUnpackTiles;
 #if PVT_LEVEL == PVT_LEVEL_AMX
-  const TilesInUse tiles(kHasTiles<scalar_t> ? tile_height(rows) : 0);
+  if (kHasTiles<scalar_t> && rows > 0) {
+    use_tiles(tile_height(rows));
+  }
 #endif
   // 64 KB: in the second-level cache while all rows pass.
   alignas(64) float unpacked[Op::kUnpacks ? kSumBlock * kTileColumns : 1];

@@ -1,5 +1,8 @@
 // A block of panels by tiles of registers. Part of the body of gemm() (gemm_impl.h).
 
+#ifndef PVT_BODY_GEMM_ROWS
+#define PVT_BODY_GEMM_ROWS
+
 #include "cpu/gemm.h"
 
 // What a tile is computed from: some rows and vectors of c.
@@ -156,3 +159,5 @@ inline void gemm_rows(int64_t rows, int64_t vecs, const Tile& first, const Strid
     row += height;
   }
 }
+
+#endif  // PVT_BODY_GEMM_ROWS

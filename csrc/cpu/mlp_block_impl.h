@@ -10,17 +10,16 @@
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
 #include "cpu/linear.h"
+#if PVT_LEVEL == PVT_LEVEL_AMX
+#include "cpu/gelu_squares.h"
+#endif
 
 constexpr int64_t kHiddenBlock = kSumBlock;
 
-// Rows of sums that wait for their GELU: 6 KB, or 24 to 32 of integers. Or of a whole tile of
-// tokens, 27 KB, where every product has to be prepared: right-hand units taken apart, or tiles
-// configured.
+// Rows of sums that wait for their GELU: 6 KB, or 24 to 32 of integers. Or 27 KB of a whole tile of
+// tokens, where right-hand units are taken apart.
 template <class scalar_t>
-constexpr bool kGeluOfAll =
-    Operand<scalar_t>::kUnpacks || (PVT_LEVEL == PVT_LEVEL_AMX && Operand<scalar_t>::kHeader == 0);
-template <class scalar_t>
-constexpr int64_t kGeluRows = kGeluOfAll<scalar_t> ? 108 : kFewRows;
+constexpr int64_t kGeluRows = Operand<scalar_t>::kUnpacks ? 108 : kFewRows;
 
 // Columns of a row of sums: a tile, or all that have one scale.
 template <class scalar_t>
@@ -77,6 +76,14 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
                            const NextPanels& next) {
   constexpr int64_t width = kGeluColumns<scalar_t>, max_height = kGeluRows<scalar_t>;
   const int64_t stride = row_units<scalar_t>(args.C);
+#if PVT_LEVEL == PVT_LEVEL_AMX
+  if constexpr (kHasTiles<scalar_t> && Operand<scalar_t>::kHeader == 0) {
+    if (args.C % (2 * kTile) == 0 && rows > 0) {
+      return gelu_squares(args.fc1, tokens, rows, args.C, begin, count, hidden, hidden_stride,
+                          next);
+    }
+  }
+#endif
   for (int64_t j = 0; j < count; j += width) {
     const int64_t columns = count - j < width ? count - j : width;
     const NextPanels following =

@@ -79,10 +79,10 @@ void mlp_block_cpu(Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias
   args.norm = {norm_w.data(), norm_b.data(), static_cast<float>(eps)};
   args.fc1 = linear_args(fc1, fc1_b);
   args.fc2 = linear_args(fc2, fc2_b);
-  const RowTiles tiles(s.rows);
   float* data = static_cast<float*>(x.mutable_data_ptr());
   dispatch_packed_dtype(fc1_weight.scalar_type(), [&](auto type) {
     using scalar_t = decltype(type);
+    const RowTiles tiles(s.rows, 1, PVT_BEST_LEVEL(kRowLimits<scalar_t>));
     if (tiles.too_few()) {
       run_columns<scalar_t>(args, s.rows, data);
     } else {

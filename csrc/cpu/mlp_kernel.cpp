@@ -41,7 +41,7 @@ void run(const MlpShape& s, const Tensor& x, const Tensor& fc1_weight, const Vec
   args.fc1 = linear_args(fc1, fc1_bias);
   args.fc2 = linear_args(fc2, fc2_bias);
   const auto mlp = PVT_BEST_LEVEL(plain_mlp_rows<scalar_t>);
-  const RowTiles tiles(s.rows);
+  const RowTiles tiles(s.rows, 1, PVT_BEST_LEVEL(kRowLimits<scalar_t>));
   const int64_t scratch = PVT_BEST_LEVEL(mlp_scratch_size<scalar_t>)(tiles.height, s.C);
   const scalar_t* x_data = static_cast<const scalar_t*>(x.const_data_ptr());
   scalar_t* out_data = static_cast<scalar_t*>(out.mutable_data_ptr());

@@ -8,9 +8,12 @@
 #include <exception>
 #include <mutex>
 
+#include "cpu/cpu_level.h"
+
 namespace pvt {
 
 // run(begin, end) on disjoint ranges that cover [0, count), at least `grain` long where possible.
+// What it did with tiles ends with it.
 template <class Run>
 void parallel_for(int64_t count, int64_t grain, const Run& run) {
   std::exception_ptr error;
@@ -22,6 +25,7 @@ void parallel_for(int64_t count, int64_t grain, const Run& run) {
       const std::lock_guard<std::mutex> lock(mutex);
       error = std::current_exception();
     }
+    release_tiles();
   });
   if (error) {
     std::rethrow_exception(error);

@@ -8,7 +8,6 @@
 
 #include "cpu/args.h"
 #include "cpu/parallel.h"
-#include "cpu/row_tiles.h"
 #include "cpu/scratch.h"
 
 namespace pvt {
@@ -21,12 +20,13 @@ void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t
   const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(C);
   const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * C;
   const int64_t column_tiles = (size + width - 1) / width;
-  const int64_t row_tiles = (rows + RowTiles::kMaxHeight - 1) / RowTiles::kMaxHeight;
+  const int64_t max_height = PVT_BEST_LEVEL(kRowLimits<scalar_t>).max_height;
+  const int64_t row_tiles = (rows + max_height - 1) / max_height;
   parallel_tasks(row_tiles * column_tiles, [&](int64_t task) {
     const int64_t tile = task / column_tiles, column = task % column_tiles * width;
     const int64_t begin = tile * rows / row_tiles, end = (tile + 1) * rows / row_tiles;
     linear(kv, tokens + begin * depth, end - begin, C, column, std::min(width, size - column), size,
-           out + begin * size, thread_scratch(RowTiles::kMaxHeight * width));
+           out + begin * size, thread_scratch(max_height * width));
   });
 }
 

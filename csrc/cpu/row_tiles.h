@@ -6,36 +6,40 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/args.h"
+
 namespace pvt {
 
 // Rows [0, rows) of each of `images` in tiles of almost equal height, in such a number that every
 // thread has the same.
 class RowTiles {
  public:
-  static constexpr int64_t kMaxHeight = 108;  // 108 x 512 channels: half of a second-level cache
-  static constexpr int64_t kMinHeight = 40;   // of fewer, reading weights takes longer than using
-
-  explicit RowTiles(int64_t rows, int64_t images = 1, int64_t max_height = kMaxHeight)
+  RowTiles(int64_t rows, int64_t images, const RowLimits& limits)
       : threads(torch::stable::get_num_threads()), num_rows_(rows) {
-    count = (rows + max_height - 1) / max_height;
+    count = (rows + limits.max_height - 1) / limits.max_height;
     if (images < threads || images % threads != 0) {
       count = std::min((count + threads - 1) / threads * threads, rows);
     }
-    height = (rows + count - 1) / count;
-    too_few_ = threads > 1 && images * rows < threads * kMinHeight;
+    if (rows >= 4 * count * limits.multiple) {  // else tiles would be of too different height
+      multiple_ = limits.multiple;
+    }
+    height = (rows + count - 1) / count + multiple_ - 1;
+    too_few_ = threads > 1 && images * rows < threads * limits.min_height;
   }
 
-  int64_t begin(int64_t tile) const { return tile * num_rows_ / count; }
+  int64_t begin(int64_t tile) const {
+    return tile == count ? num_rows_ : tile * num_rows_ / count / multiple_ * multiple_;
+  }
   int64_t rows(int64_t tile) const { return begin(tile + 1) - begin(tile); }
   // Whether the work is better divided by columns of the weights.
   bool too_few() const { return too_few_; }
 
   int64_t threads;
   int64_t count;   // of tiles per image
-  int64_t height;  // of the highest tile
+  int64_t height;  // of the highest tile, or more
 
  private:
-  int64_t num_rows_;
+  int64_t num_rows_, multiple_ = 1;
   bool too_few_;
 };
 

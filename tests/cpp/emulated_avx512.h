@@ -85,24 +85,25 @@ inline __m512 permutex2var_ps(__m512 a, __m512i index, __m512 b) {
   });
 }
 
-// Both give their second operand if either is a NaN.
-inline __m512 maskz_max_ps(__mmask16, __m512 a, __m512 b) {
+// Of what the instruction does, bodies ask for the smaller magnitude, with the sign of a; of a NaN
+// in a and a number, the number.
+template <int operation>
+__m512 maskz_range_ps(__mmask16, __m512 a, __m512 b) {
+  static_assert(operation == 0b0010);
   const Floats x(a), y(b);
-  return each<Floats>([=](int i) { return x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i]; });
-}
-
-inline __m512 maskz_min_ps(__mmask16, __m512 a, __m512 b) {
-  const Floats x(a), y(b);
-  return each<Floats>([=](int i) { return x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i]; });
+  return each<Floats>([=](int i) {
+    const float smaller = std::fabs(x.lane[i]) <= std::fabs(y.lane[i]) ? x.lane[i] : y.lane[i];
+    return std::copysign(smaller, x.lane[i]);
+  });
 }
 
 // The one rounding that bodies ask for is down.
 template <int rounding>
-__m512 maskz_add_round_ps(__mmask16, __m512 a, __m512 b) {
+__m512 maskz_fmadd_round_ps(__mmask16, __m512 a, __m512 b, __m512 c) {
   static_assert(rounding == (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-  const Floats x(a), y(b);
+  const Floats x(a), y(b), z(c);
   return each<Floats>([=](int i) {
-    const double sum = double(x.lane[i]) + double(y.lane[i]);
+    const double sum = std::fma(double(x.lane[i]), double(y.lane[i]), double(z.lane[i]));
     const float nearest = static_cast<float>(sum);
     return nearest > sum ? std::nextafter(nearest, -INFINITY) : nearest;
   });
@@ -124,6 +125,13 @@ inline float from_bfloat16(uint16_t upper) {
 inline __m256bh cvtneps_pbh(__m512 v) {
   const Floats x(v);
   return each<Lanes<uint16_t, __m256bh>>([=](int i) { return to_bfloat16(x.lane[i]); });
+}
+
+// The lanes of b, then those of a.
+inline __m512bh cvtne2ps_pbh(__m512 a, __m512 b) {
+  const Floats x(a), y(b);
+  return each<Lanes<uint16_t, __m512bh>>(
+      [=](int i) { return to_bfloat16(i < 16 ? y.lane[i] : x.lane[i - 16]); });
 }
 
 inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
@@ -192,12 +200,14 @@ inline __m256i maskz_cvtepi32_epi16(__mmask16, __m512i v) {
 #define _mm512_maskz_loadu_ps emulated_avx512::maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_avx512::mask_storeu_ps
 #define _mm512_permutex2var_ps emulated_avx512::permutex2var_ps
-#define _mm512_maskz_max_ps emulated_avx512::maskz_max_ps
-#define _mm512_maskz_min_ps emulated_avx512::maskz_min_ps
-#undef _mm512_maskz_add_round_ps
-#define _mm512_maskz_add_round_ps(mask, a, b, rounding) \
-  emulated_avx512::maskz_add_round_ps<rounding>(mask, a, b)
+#undef _mm512_maskz_range_ps
+#define _mm512_maskz_range_ps(mask, a, b, operation) \
+  emulated_avx512::maskz_range_ps<operation>(mask, a, b)
+#undef _mm512_maskz_fmadd_round_ps
+#define _mm512_maskz_fmadd_round_ps(mask, a, b, c, rounding) \
+  emulated_avx512::maskz_fmadd_round_ps<rounding>(mask, a, b, c)
 #define _mm512_cvtneps_pbh emulated_avx512::cvtneps_pbh
+#define _mm512_cvtne2ps_pbh emulated_avx512::cvtne2ps_pbh
 #define _mm512_dpbf16_ps emulated_avx512::dpbf16_ps
 #define _mm512_dpbusd_epi32 emulated_avx512::dpbusd_epi32
 #define _mm512_madd_epi16 emulated_avx512::madd_epi16

@@ -54,6 +54,17 @@ inline void loadconfig(const void* config) {
   }
 }
 
+inline void storeconfig(void* config) {
+  uint8_t* bytes = static_cast<uint8_t*>(config);
+  std::memset(bytes, 0, 64);
+  for (int i = 0; i < 8; ++i) {
+    const uint16_t row_bytes = static_cast<uint16_t>(tiles[i].row_bytes);
+    std::memcpy(bytes + 16 + 2 * i, &row_bytes, sizeof row_bytes);
+    bytes[48 + i] = static_cast<uint8_t>(tiles[i].rows);
+    bytes[0] |= tiles[i].rows > 0 ? 1 : 0;
+  }
+}
+
 inline void release() {
   for (Tile& tile : tiles) {
     tile = Tile{};
@@ -143,6 +154,7 @@ inline void dpbsud(int sum, int a, int b) {
 #undef _tile_dpbf16ps
 #undef _tile_dpbsud
 #define _tile_loadconfig emulated_tiles::loadconfig
+#define _tile_storeconfig emulated_tiles::storeconfig
 #define _tile_release emulated_tiles::release
 #define _tile_loadd emulated_tiles::loadd
 #define _tile_stored emulated_tiles::stored

@@ -122,11 +122,12 @@ void check_exp2(void (*exp2)(const float*, int64_t, float*)) {
 }
 
 // The bounds that csrc/cpu/gelu.h states.
-#define CHECK_FUNCTIONS(level)                  \
-  check_gelu(pvt::level::gelu_of, 2.4e-7);      \
-  check_gelu_outside(pvt::level::gelu_of);      \
-  check_gelu(pvt::level::coarse_gelu_of, 4e-5); \
-  check_gelu_slope(pvt::level::gelu_slope_of);  \
+#define CHECK_FUNCTIONS(level)                    \
+  check_gelu(pvt::level::gelu_of, 2.4e-7);        \
+  check_gelu_outside(pvt::level::gelu_of);        \
+  check_gelu(pvt::level::coarse_gelu_of, 4e-5);   \
+  check_gelu_outside(pvt::level::coarse_gelu_of); \
+  check_gelu_slope(pvt::level::gelu_slope_of);    \
   check_exp2(pvt::level::exp2_of);
 
 PVT_TEST_EVERY_LEVEL("gelu and exp2", CHECK_FUNCTIONS)
