@@ -158,7 +158,7 @@ def power_of_two(degree: int = 5) -> list[mp.mpf]:
     count = degree + 1
     nodes = [mp.cos(mp.pi * (2 * k + 1) / (2 * count)) / 2 for k in range(count)]
     powers = mp.matrix([[f**d for d in range(count)] for f in nodes])
-    return list(mp.lu_solve(powers, mp.matrix([(mp.mpf(2) ** f - 1) / f for f in nodes])))
+    return list(mp.lu_solve(powers, mp.matrix([mp.expm1(f * mp.ln(2)) / f for f in nodes])))
 
 
 def array(values: list[mp.mpf], indent: str) -> str:
@@ -200,9 +200,9 @@ def main() -> None:
     )
     print(f"constexpr float kCoarseGeluLimit = {limit}f;")
     print(f"constexpr float kCoarseGeluQ[{len(q)}] = {{\n" + array(q, "    ") + "};")
-    q = power_of_two()
     print("\n// 2^f = 1 + f Q(f) for |f| <= 1/2, lowest power first")
-    print(f"constexpr float kExp2Q[{len(q)}] = {{\n" + array(q, "    ") + "};")
+    for name, q in (("", power_of_two()), ("Coarse", power_of_two(degree=2))):
+        print(f"constexpr float k{name}Exp2Q[{len(q)}] = {{\n" + array(q, "    ") + "};")
     print("\n}  // namespace pvt")
 
 

@@ -84,6 +84,12 @@ inline void from_float(const float* src, int64_t count, BFloat16* dst) {
     const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(src + i));
     __builtin_memcpy(dst + i, &rounded, sizeof rounded);
   }
+  if (i < count) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)load_floats(src + i, count - i));
+    _mm256_mask_storeu_epi16(dst + i, static_cast<__mmask16>((1u << (count - i)) - 1),
+                             (__m256i)rounded);
+    return;
+  }
 #endif
   for (; i < count; ++i) {
     uint32_t bits;

@@ -93,13 +93,18 @@ inline void gather_patch(const PatchArgs& args, const Corner& corner, int64_t y,
     int64_t before = w + column < 0 ? -(w + column) : 0, inside = args.W - (w + column);
     before = y + row < 0 || y + row >= args.H || before > in_row ? in_row : before;
     inside = inside < before ? before : inside > in_row ? in_row : inside;
-    __builtin_memset(patch, 0, before * C * sizeof(Element));
+    // No call for nothing: there are 16 for a token of 4 x 4 pixels.
+    if (before > 0) {
+      __builtin_memset(patch, 0, before * C * sizeof(Element));
+    }
     if (before < inside) {
       const float* pixel = corner.base + (corner.offset + row * corner.row_stride +
                                           (column + before) * corner.column_stride);
       copy_pixels(pixel, corner.column_stride, inside - before, C, queue, patch + before * C);
     }
-    __builtin_memset(patch + inside * C, 0, (in_row - inside) * C * sizeof(Element));
+    if (inside < in_row) {
+      __builtin_memset(patch + inside * C, 0, (in_row - inside) * C * sizeof(Element));
+    }
   }
 }
 

@@ -141,6 +141,37 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
   }
 }
 
+// p <- softmax(scale * (s + bias)) of one head, its zeros included; s is overwritten
+//   s, bias, p: [slots_per_head]
+template <class scalar_t>
+inline void fold_softmax(const AttentionArgs& args, float* s, const float* bias,
+                         typename Operand<scalar_t>::Element* p) {
+  const int64_t keys = args.kv_len, used = round_up(keys, kLanes), slots = slots_per_head(args);
+  const float scale2 = args.scale * kLog2E;
+  if (are_few_keys(keys)) {
+    Vec v[kFewVecs];
+#pragma GCC unroll 16
+    for (int j = 0; j < kFewVecs; ++j) {
+      v[j] = (load(s + j * kLanes) + load(bias + j * kLanes)) * scale2;
+    }
+    const float inverse = 1.f / softmax_few<scalar_t>(v, keys);
+#pragma GCC unroll 16
+    for (int j = 0; j < kFewVecs; ++j) {
+      store_floats(v[j] * inverse, p + j * kLanes);
+    }
+  } else {
+    add_bias(s, slots, bias, 1, slots);
+    const float m = scale_row(s, keys, scale2, -INFINITY);
+    const float inverse = 1.f / softmax_row<float>(s, keys, m);
+    for (int64_t j = 0; j < used; j += kLanes) {
+      store_floats(load(s + j) * inverse, p + j);
+    }
+  }
+  for (int64_t j = used; j < slots; j += kLanes) {
+    store_floats(Vec{}, p + j);
+  }
+}
+
 // Floats of working memory that folded_attention_rows() needs.
 template <class scalar_t>
 inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
@@ -160,7 +191,6 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
   const int64_t depth = left_units<Type>(C), panel_depth = right_units<Type>(C);
   const int64_t value_depth = left_units<Type>(slots);
   const int64_t value_panel_depth = right_units<Type>(slots);
-  const int64_t used = round_up(args.kv_len, kLanes);
   const float* bias = folded_bias<scalar_t>(args, folded);
   float* tokens = scratch;              // [rows, depth]
   float* s = tokens + rows * depth;     // [rows, slots]
@@ -169,20 +199,13 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
   layer_norm_to_units<Type>(x, C, rows, C, args.norm, tokens);
   gemm<Type>(rows, slots, panel_depth, tokens, depth, folded, panel_depth * kPanel, s, slots,
              /*accumulate=*/false);
-  add_bias(s, slots, bias, rows, slots);
   for (int64_t i = 0; i < rows; ++i) {
+    using Element = typename Operand<Type>::Element;
+    Element* row = reinterpret_cast<Element*>(p + i * value_depth);
     for (int64_t h = 0; h < args.num_heads; ++h) {
-      float* head = s + i * slots + h * per_head;
-      const float m = scale_row(head, args.kv_len, args.scale * kLog2E, -INFINITY);
-      const float inverse = 1.f / softmax_row(head, args.kv_len, m);
-      for (int64_t j = 0; j < used; j += kLanes) {
-        store(head + j, load(head + j) * inverse);
-      }
-      for (int64_t j = used; j < per_head; ++j) {
-        head[j] = 0.f;
-      }
+      fold_softmax<Type>(args, s + i * slots + h * per_head, bias + h * per_head,
+                         row + h * per_head);
     }
-    Operand<Type>::to_left(s + i * slots, slots, p + i * value_depth);
   }
   gemm<Type>(rows, C, value_panel_depth, p, value_depth, folded_values<scalar_t>(args, folded),
              value_panel_depth * kPanel, out, width, /*accumulate=*/false);

@@ -61,7 +61,7 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
   constexpr int64_t kUnpackTiles = 8;  // for fewer it takes longer than it saves
   const bool unpacks = Op::kUnpacks && row_groups(rows) >= kUnpackTiles;
 #if PVT_LEVEL == PVT_LEVEL_AMX
-  if (kHasTiles<scalar_t> && rows > 0) {
+  if constexpr (kHasTiles<scalar_t>) {
     use_tiles(tile_height(rows));
   }
 #endif

@@ -51,6 +51,9 @@ struct alignas(64) TileConfig {
 // This thread's tiles have `height` rows of sums and of the left-hand side each from here on. As
 // long as they had before, it takes a tenth of the time; parallel_for() gives them back.
 inline void use_tiles(int64_t height) {
+  if (height == 0) {
+    return;
+  }
   const auto rows = static_cast<uint8_t>(height);
   const TileConfig config{1,
                           0,
@@ -161,15 +164,19 @@ inline void multiply_square(int row_tiles, int column_tiles, const Square& squar
   run(square, sums, sums_stride, accumulate, between);
 }
 
+// What a tile's sums of a row of integers give.   header: of the row's block
+inline Vec total_of_tile(Vec sum, const float* header) {
+  using Op = Operand<int8_t>;
+  const UintVec integers = (UintVec)sum + (UintVec)Op::first_sum(header);
+  return Op::total((IntVec)integers, header);
+}
+
 // c[0:height] (+)= what the sums of a tile of integers give, 16 columns
 //   sums: [height, kTile]   headers: of the rows' blocks, header_stride apart
 inline void total_tile(const float* sums, int64_t height, const float* headers,
                        int64_t header_stride, float* c, int64_t c_stride, bool accumulate) {
-  using Op = Operand<int8_t>;
   for (int64_t i = 0; i < height; ++i) {
-    const float* header = headers + i * header_stride;
-    const UintVec sum = (UintVec)load(sums + i * kTile) + (UintVec)Op::first_sum(header);
-    const Vec total = Op::total((IntVec)sum, header);
+    const Vec total = total_of_tile(load(sums + i * kTile), headers + i * header_stride);
     float* out = c + i * c_stride;
     store(out, accumulate ? load(out) + total : total);
   }

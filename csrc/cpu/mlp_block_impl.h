@@ -77,10 +77,9 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
   constexpr int64_t width = kGeluColumns<scalar_t>, max_height = kGeluRows<scalar_t>;
   const int64_t stride = row_units<scalar_t>(args.C);
 #if PVT_LEVEL == PVT_LEVEL_AMX
-  if constexpr (kHasTiles<scalar_t> && Operand<scalar_t>::kHeader == 0) {
-    if (args.C % (2 * kTile) == 0 && rows > 0) {
-      return gelu_squares(args.fc1, tokens, rows, args.C, begin, count, hidden, hidden_stride,
-                          next);
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+    if (stride % kTile == 0) {
+      return gelu_squares(args.fc1, tokens, rows, stride, begin, count, hidden, hidden_stride);
     }
   }
 #endif

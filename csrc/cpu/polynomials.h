@@ -157,5 +157,6 @@ constexpr float kCoarseGeluQ[8] = {0.121834069f,    -0.0664402558f, -0.019802066
 // 2^f = 1 + f Q(f) for |f| <= 1/2, lowest power first
 constexpr float kExp2Q[6] = {0.693147188f,   0.240226508f,   0.0555035711f,
                              0.00961808256f, 0.00133908634f, 0.000154531629f};
+constexpr float kCoarseExp2Q[3] = {0.693147181f, 0.24203533f, 0.0557546498f};
 
 }  // namespace pvt

@@ -34,7 +34,7 @@ inline void pack_grad_head(const scalar_t* k, const scalar_t* v, int64_t kv_len,
 //   p: its scores   dp: the gradient of its probabilities   both rounded up to whole vectors
 inline void softmax_backward_row(float* p, float* dp, int64_t kv_len, float scale) {
   const float m = scale_row(p, kv_len, scale * kLog2E, -INFINITY);
-  const Vec inverse = broadcast(1.f / softmax_row(p, kv_len, m));
+  const Vec inverse = broadcast(1.f / softmax_row<float>(p, kv_len, m));
   Vec sum{};
   for (int64_t j = 0; j < kv_len; j += kLanes) {
     const Vec prob = load(p + j) * inverse;

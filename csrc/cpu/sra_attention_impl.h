@@ -12,8 +12,15 @@
 constexpr int64_t kKeyBlock = 256;
 constexpr int64_t kQueryRows = kFewRows;  // they share each key read; their scores take 24 or 32 KB
 
+// Units along `keys` keys: with as many zeros as fill the last tile of the tile unit.
+template <class scalar_t>
+inline int64_t key_units(int64_t keys) {
+  const int64_t units = right_units<scalar_t>(keys);
+  return kHasTiles<scalar_t> ? round_up(units, kPanel) : units;
+}
+
 // The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
-// values follow as units along the keys, [panels][units of kv_len][kPanel].
+// values follow as units along the keys, [panels][key_units(kv_len)][kPanel].
 template <class scalar_t>
 inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
   return round_up(kv_len, kPanel) * right_units<scalar_t>(head_dim);
@@ -21,17 +28,22 @@ inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
 
 template <class scalar_t>
 inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
-  return packed_keys_size<scalar_t>(kv_len, head_dim) + packed_size<scalar_t>(kv_len, head_dim);
+  return packed_keys_size<scalar_t>(kv_len, head_dim) +
+         key_units<scalar_t>(kv_len) * round_up(head_dim, kPanel);
 }
 
 // Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
 template <class scalar_t, class In>
 inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim, int64_t kv_stride,
                       float* packed, float* rows) {
+  const int64_t units = right_units<scalar_t>(kv_len), depth = key_units<scalar_t>(kv_len);
+  float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
   pack_columns<scalar_t>(k, kv_len, head_dim, kv_stride, packed, rows);
-  pack_rows<scalar_t>(v, kv_len, head_dim, kv_stride,
-                      packed + packed_keys_size<scalar_t>(kv_len, head_dim),
-                      right_units<scalar_t>(kv_len) * kPanel);
+  pack_rows<scalar_t>(v, kv_len, head_dim, kv_stride, values, depth * kPanel);
+  for (int64_t j = 0; j < head_dim && units < depth; j += kPanel) {
+    __builtin_memset(values + panel_offset(j, depth * kPanel) + units * kPanel, 0,
+                     (depth - units) * kPanel * sizeof(float));
+  }
 }
 
 // The softmax is taken of powers of two: 2^(scale2 * s_j), scale2 = scale / ln 2.
@@ -55,18 +67,77 @@ inline float scale_row(float* s, int64_t keys, float scale2, float m) {
   return reduce_max(best);
 }
 
-// s_j <- 2^(s_j - m), returns sum_j s_j. What pads the last vector becomes 0.
+// 2^x for x <= 0 on the way to a product in scalar_t.
+template <class scalar_t>
+inline Vec exp2_before(Vec x) {
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+    return coarse_exp2_nonpositive(x);
+  } else {
+    return exp2_nonpositive(x);
+  }
+}
+
+// s <- p as left-hand units, p_j = 2^(s_j - m); returns sum_j p_j. Those that pad the last vector
+// are 0.
 //   s: by scale_row(), which m comes from: however large, the greatest of them gives 1
+template <class scalar_t>
 inline float softmax_row(float* s, int64_t keys, float m) {
+  using Element = typename Operand<scalar_t>::Element;  // no wider than a float
+  Element* p = reinterpret_cast<Element*>(s);
   // A row of nothing but -inf has no weight yet, rather than -inf - (-inf).
   const Vec shift = broadcast(m == -INFINITY ? 0.f : m);
   Vec sum{};
   for (int64_t j = 0; j < keys; j += kLanes) {
-    const Vec p = exp2_nonpositive(load(s + j) - shift);
-    store(s + j, p);
-    sum += p;
+    const Vec value = exp2_before<scalar_t>(load(s + j) - shift);
+    store_floats(value, p + j);
+    sum += value;
   }
   return reduce_add(sum);
+}
+
+// Scores that stay in registers: those of 7 x 7 keys, all of an image of 224 x 224.
+constexpr int kFewVecs = (7 * 7 + kLanes - 1) / kLanes;
+
+inline bool are_few_keys(int64_t keys) {
+  return keys > (kFewVecs - 1) * kLanes && keys <= kFewVecs * kLanes;
+}
+
+// v_j <- 2^(v_j - max v), returns their sum; what pads the last vector becomes 0.
+//   keys: are_few_keys()
+template <class scalar_t>
+inline float softmax_few(Vec (&v)[kFewVecs], int64_t keys) {
+  v[kFewVecs - 1] = first_lanes(v[kFewVecs - 1], keys - (kFewVecs - 1) * kLanes, -INFINITY);
+  Vec best = v[0];
+#pragma GCC unroll 16
+  for (int j = 1; j < kFewVecs; ++j) {
+    best = max(best, v[j]);
+  }
+  const float m = reduce_max(best);
+  const Vec shift = broadcast(m == -INFINITY ? 0.f : m);
+  Vec sum{};
+#pragma GCC unroll 16
+  for (int j = 0; j < kFewVecs; ++j) {
+    v[j] = exp2_before<scalar_t>(v[j] - shift);
+    sum += v[j];
+  }
+  return reduce_add(sum);
+}
+
+// softmax_row() after scale_row() of a row of are_few_keys().
+template <class scalar_t>
+inline float softmax_few_row(float* s, int64_t keys, float scale2) {
+  using Element = typename Operand<scalar_t>::Element;
+  Vec v[kFewVecs];
+#pragma GCC unroll 16
+  for (int j = 0; j < kFewVecs; ++j) {
+    v[j] = load(s + j * kLanes) * scale2;
+  }
+  const float sum = softmax_few<scalar_t>(v, keys);
+#pragma GCC unroll 16
+  for (int j = 0; j < kFewVecs; ++j) {
+    store_floats(v[j], reinterpret_cast<Element*>(s) + j * kLanes);
+  }
+  return sum;
 }
 
 // Floats of working memory that attend() needs per thread.
@@ -104,15 +175,25 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      kKeyBlock, /*accumulate=*/false);
+      // The softmax's zeros reach to the end of its last vector.
+      const int64_t units = key_units<scalar_t>(num_keys), zeros_to = round_up(num_keys, kLanes);
+      const int64_t zeros = units * Op::kPerUnit - zeros_to;
       // s <- scale2 * s, and m of all rows
-      // s <- 2^(s - m);  l <- l * delta + sum s;  o <- o * delta
+      // s <- 2^(s - m) as units;  l <- l * delta + sum s;  o <- o * delta
       float previous[kQueryRows];
-      for (int64_t i = 0; i < rows; ++i) {
+      const bool few = are_few_keys(kv_len);
+      for (int64_t i = 0; i < rows && !few; ++i) {
         previous[i] = m[i];
         m[i] = scale_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
       }
       for (int64_t i = 0; i < rows; ++i) {
-        const float sum = softmax_row(s + i * kKeyBlock, num_keys, m[i]);
+        float* row = s + i * kKeyBlock;
+        const float sum = few ? softmax_few_row<scalar_t>(row, num_keys, scale * kLog2E)
+                              : softmax_row<scalar_t>(row, num_keys, m[i]);
+        if (zeros > 0) {
+          using Element = typename Op::Element;
+          __builtin_memset(reinterpret_cast<Element*>(row) + zeros_to, 0, zeros * sizeof(Element));
+        }
         if (first > 0 && m[i] != previous[i]) {
           const float delta = std::exp2(previous[i] - m[i]);
           l[i] *= delta;
@@ -121,12 +202,10 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
           }
         }
         l[i] += sum;
-        Op::to_left(s + i * kKeyBlock, num_keys, s + i * kKeyBlock);
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, right_units<scalar_t>(num_keys), s, kKeyBlock,
-                     values + first / Op::kPerUnit * kPanel, right_units<scalar_t>(kv_len) * kPanel,
-                     o, o_stride, /*accumulate=*/first > 0);
+      gemm<scalar_t>(rows, head_dim, units, s, kKeyBlock, values + first / Op::kPerUnit * kPanel,
+                     key_units<scalar_t>(kv_len) * kPanel, o, o_stride, /*accumulate=*/first > 0);
     }
     // o <- o / l
     for (int64_t i = 0; i < rows; ++i) {

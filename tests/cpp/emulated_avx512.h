@@ -76,6 +76,15 @@ inline void mask_storeu_ps(void* p, __mmask16 mask, __m512 v) {
   }
 }
 
+inline void mask_storeu_epi16(void* p, __mmask16 mask, __m256i v) {
+  const Lanes<uint16_t, __m256i> x(v);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) {
+      std::memcpy(static_cast<uint16_t*>(p) + i, &x.lane[i], sizeof(uint16_t));
+    }
+  }
+}
+
 inline __m512 permutex2var_ps(__m512 a, __m512i index, __m512 b) {
   const Floats x(a), y(b);
   const Ints which(index);
@@ -199,6 +208,7 @@ inline __m256i maskz_cvtepi32_epi16(__mmask16, __m512i v) {
 #define _mm512_loadu_ps emulated_avx512::loadu_ps
 #define _mm512_maskz_loadu_ps emulated_avx512::maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_avx512::mask_storeu_ps
+#define _mm256_mask_storeu_epi16 emulated_avx512::mask_storeu_epi16
 #define _mm512_permutex2var_ps emulated_avx512::permutex2var_ps
 #undef _mm512_maskz_range_ps
 #define _mm512_maskz_range_ps(mask, a, b, operation) \
