@@ -193,7 +193,10 @@ struct Mlp {
 struct MlpCase {
   int64_t rows, C, hidden;
 };
-constexpr MlpCase kMlpCases[] = {{13, 64, 128}, {1, 7, 5}, {25, 33, 300}, {7, 130, 65}};
+// The last four: tiles of AMX in pairs and alone, with rows in common, of one step and of more, and
+// hidden channels that end in either half of a square.
+constexpr MlpCase kMlpCases[] = {{13, 64, 128}, {1, 7, 5},    {25, 33, 300}, {7, 130, 65},
+                                 {50, 64, 301}, {33, 96, 87}, {98, 32, 48},  {65, 64, 256}};
 
 template <class scalar_t, class Level>
 void check_mlp() {

@@ -13,7 +13,8 @@ struct Case {
 };
 
 // Ragged row tiles, a single key, one key beyond a panel and beyond a block, odd head_dim.
-constexpr Case kCases[] = {{13, 49, 64}, {1, 1, 1}, {6, 65, 33}, {7, 513, 8}, {12, 3, 130}};
+constexpr Case kCases[] = {{13, 49, 64}, {1, 1, 1},    {6, 65, 33},  {7, 513, 8},
+                           {12, 3, 130}, {35, 56, 32}, {33, 64, 16}, {2, 50, 7}};
 
 // softmax(scale * q k^T) v in double
 template <class scalar_t>
