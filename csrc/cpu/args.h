@@ -26,10 +26,9 @@ struct NextPanels {
   int64_t panel_stride = 0, columns = 0, depth = 0;
 };
 
-// How many rows a thread takes at once (row_tiles.h): at most, and, as a rule, a multiple. If there
-// are fewer than min_height for each, reading weights takes longer than using them.
+// How many rows a thread takes at once (row_tiles.h): at most, and, as a rule, a multiple.
 struct RowLimits {
-  int64_t max_height, min_height, multiple;
+  int64_t max_height, multiple;
 };
 
 struct ReduceArgs {

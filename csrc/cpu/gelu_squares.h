@@ -36,13 +36,10 @@ struct GeluSquare {
     BFloat16* dst = out[r] + first * stride;
     const float* row = sums[2 * r] + first * kTile;
     for (int64_t i = first; i < last; ++i, row += kTile, dst += stride) {
-      Vec left = coarse_gelu(load(row) + b[0]);
-      Vec right = coarse_gelu(load(row + kTile * kTile) + b[1]);
-      if constexpr (!kWhole) {  // the pair of the last one is zero
-        left = first_lanes(left, count, 0.f);
-        right = first_lanes(right, count - kTile, 0.f);
-      }
+      const Vec left = coarse_gelu(load(row) + b[0]);
+      const Vec right = coarse_gelu(load(row + kTile * kTile) + b[1]);
       const __m512bh both = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+      // The pair of the last one is zero, as what fills up weights is.
       __builtin_memcpy(dst, &both, kWhole ? sizeof both : round_up(count, 2) * sizeof *dst);
     }
   }

@@ -31,8 +31,7 @@ constexpr int64_t kFewRows = 4 * kTileRows;
 // 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
 // all rows read, have to be read more rarely.
 template <class scalar_t>
-constexpr RowLimits kRowLimits =
-    kHasTiles<scalar_t> ? RowLimits{208, 40, 32} : RowLimits{108, 40, 1};
+constexpr RowLimits kRowLimits = kHasTiles<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
 
 // Units of a packed matrix of K rows and `columns` columns.
 template <class scalar_t>

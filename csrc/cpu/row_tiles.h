@@ -14,6 +14,8 @@ namespace pvt {
 // thread has the same.
 class RowTiles {
  public:
+  static constexpr int64_t kMinHeight = 40;  // of fewer, reading weights takes longer than using
+
   RowTiles(int64_t rows, int64_t images, const RowLimits& limits)
       : threads(torch::stable::get_num_threads()), num_rows_(rows) {
     count = (rows + limits.max_height - 1) / limits.max_height;
@@ -24,7 +26,7 @@ class RowTiles {
       multiple_ = limits.multiple;
     }
     height = (rows + count - 1) / count + multiple_ - 1;
-    too_few_ = threads > 1 && images * rows < threads * limits.min_height;
+    too_few_ = threads > 1 && images * rows < threads * kMinHeight;
   }
 
   int64_t begin(int64_t tile) const {

@@ -40,9 +40,11 @@ inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim
   float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
   pack_columns<scalar_t>(k, kv_len, head_dim, kv_stride, packed, rows);
   pack_rows<scalar_t>(v, kv_len, head_dim, kv_stride, values, depth * kPanel);
-  for (int64_t j = 0; j < head_dim && units < depth; j += kPanel) {
-    __builtin_memset(values + panel_offset(j, depth * kPanel) + units * kPanel, 0,
-                     (depth - units) * kPanel * sizeof(float));
+  if (units < depth) {
+    for (int64_t j = 0; j < head_dim; j += kPanel) {
+      __builtin_memset(values + panel_offset(j, depth * kPanel) + units * kPanel, 0,
+                       (depth - units) * kPanel * sizeof(float));
+    }
   }
 }
 
@@ -140,6 +142,17 @@ inline float softmax_few_row(float* s, int64_t keys, float scale2) {
   return sum;
 }
 
+// Zeros from where softmax_row() ends to the end of key_units(keys).   s: by softmax_row()
+template <class scalar_t>
+inline void pad_row(float* s, int64_t keys) {
+  using Op = Operand<scalar_t>;
+  using Element = typename Op::Element;
+  const int64_t first = round_up(keys, kLanes), end = key_units<scalar_t>(keys) * Op::kPerUnit;
+  if (first < end) {
+    __builtin_memset(reinterpret_cast<Element*>(s) + first, 0, (end - first) * sizeof(Element));
+  }
+}
+
 // Floats of working memory that attend() needs per thread.
 inline int64_t attend_scratch_size(int64_t head_dim) {
   return kQueryRows * (round_up(head_dim, 2) + kKeyBlock + round_up(head_dim, kPanel));
@@ -175,25 +188,21 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
       // s <- q k^T
       gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
                      kKeyBlock, /*accumulate=*/false);
-      // The softmax's zeros reach to the end of its last vector.
-      const int64_t units = key_units<scalar_t>(num_keys), zeros_to = round_up(num_keys, kLanes);
-      const int64_t zeros = units * Op::kPerUnit - zeros_to;
       // s <- scale2 * s, and m of all rows
       // s <- 2^(s - m) as units;  l <- l * delta + sum s;  o <- o * delta
       float previous[kQueryRows];
       const bool few = are_few_keys(kv_len);
-      for (int64_t i = 0; i < rows && !few; ++i) {
-        previous[i] = m[i];
-        m[i] = scale_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+      if (!few) {
+        for (int64_t i = 0; i < rows; ++i) {
+          previous[i] = m[i];
+          m[i] = scale_row(s + i * kKeyBlock, num_keys, scale * kLog2E, m[i]);
+        }
       }
       for (int64_t i = 0; i < rows; ++i) {
         float* row = s + i * kKeyBlock;
         const float sum = few ? softmax_few_row<scalar_t>(row, num_keys, scale * kLog2E)
                               : softmax_row<scalar_t>(row, num_keys, m[i]);
-        if (zeros > 0) {
-          using Element = typename Op::Element;
-          __builtin_memset(reinterpret_cast<Element*>(row) + zeros_to, 0, zeros * sizeof(Element));
-        }
+        pad_row<scalar_t>(row, num_keys);
         if (first > 0 && m[i] != previous[i]) {
           const float delta = std::exp2(previous[i] - m[i]);
           l[i] *= delta;
@@ -204,8 +213,9 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
         l[i] += sum;
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, units, s, kKeyBlock, values + first / Op::kPerUnit * kPanel,
-                     key_units<scalar_t>(kv_len) * kPanel, o, o_stride, /*accumulate=*/first > 0);
+      gemm<scalar_t>(rows, head_dim, key_units<scalar_t>(num_keys), s, kKeyBlock,
+                     values + first / Op::kPerUnit * kPanel, key_units<scalar_t>(kv_len) * kPanel,
+                     o, o_stride, /*accumulate=*/first > 0);
     }
     // o <- o / l
     for (int64_t i = 0; i < rows; ++i) {

@@ -20,6 +20,12 @@ inline void exp2_of(const float* x, int64_t count, float* y) {
   }
 }
 
+inline void coarse_exp2_of(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(y + i, coarse_exp2_nonpositive(load(x + i)));
+  }
+}
+
 inline void gelu_slope_of(const float* x, int64_t count, float* y) {
   for (int64_t i = 0; i < count; i += kLanes) {
     Vec slope;
