@@ -38,7 +38,7 @@ inline void rows_to_tokens(const float* rows, int64_t count, int64_t C, float* t
 template <class scalar_t>
 inline int64_t attention_scratch_size(const AttentionArgs& args, int64_t rows) {
   return rows * (round_up(args.C, kPanel) + row_units<scalar_t>(args.C)) +
-         attend_scratch_size(args.head_dim);
+         attend_scratch_size<AttentionType<scalar_t>>(args.head_dim);
 }
 
 // x <- x + proj(attend(q(LayerNorm(x)), kv)) for rows of one image

@@ -102,10 +102,11 @@ void pack_heads(const Images& images, float* packed) {
   const auto pack = PVT_BEST_LEVEL(pack_head<AttentionType<scalar_t>, float>);
   const int64_t head_size =
       PVT_BEST_LEVEL(packed_head_size<AttentionType<scalar_t>>)(s.kv_len, s.head_dim);
+  const int64_t scratch = PVT_BEST_LEVEL(prepare_scratch_size<AttentionType<scalar_t>>)(s.head_dim);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
     pack(images.keys(b, h), images.values(b, h), s.kv_len, s.head_dim, images.kv_stride,
-         packed + task * head_size, thread_scratch(4 * s.head_dim));
+         packed + task * head_size, thread_scratch(scratch));
   });
 }
 
@@ -145,10 +146,11 @@ void run_columns(const Images& images, const AttentionArgs& args) {
     linear(args.q, tokens, rows, s.C, begin, std::min(tile, s.C - begin), q + begin, stride);
   });
   const auto attend = PVT_BEST_LEVEL(attend_one_head<scalar_t>);
+  const int64_t scratch = PVT_BEST_LEVEL(attend_scratch_size<AttentionType<scalar_t>>)(s.head_dim);
   parallel_tasks(s.B * s.num_heads, [&](int64_t task) {
     const int64_t b = task / s.num_heads, h = task % s.num_heads;
     attend(args, h, q + b * s.N * stride, packed + task * image_size / s.num_heads, s.N,
-           thread_scratch(PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim)));
+           thread_scratch(scratch));
   });
   const auto to_tokens = PVT_BEST_LEVEL(rows_to_tokens<scalar_t>);
   parallel_for(rows, 8, [&](int64_t begin, int64_t end) {

@@ -35,30 +35,28 @@ inline void hidden_before_convolution(const ConvMlpArgs& args, const float* toke
 }
 
 // Rows of a block of hidden channels, at most kHiddenBlock, on their way to the units of fc2: those
-// that are quantised wait as floats until the block is complete.
+// that are not written elementwise wait as floats until the block is complete.
 template <class scalar_t>
 struct HiddenRows {
   using Element = typename Operand<scalar_t>::Element;
-  static constexpr bool kQuantised = Operand<scalar_t>::kHeader > 0;
+  static constexpr bool kWaits = !Operand<scalar_t>::kElementwise;
   static constexpr int64_t kPerFloat = sizeof(float) / sizeof(Element);
 
   // Floats of working memory for `rows` rows.
-  static constexpr int64_t waiting_size(int64_t rows) {
-    return kQuantised ? rows * kHiddenBlock : 0;
-  }
+  static constexpr int64_t waiting_size(int64_t rows) { return kWaits ? rows * kHiddenBlock : 0; }
 
   float* units;  // [rows], unit_stride apart
   int64_t unit_stride;
-  float* waiting;  // [rows, kHiddenBlock] if they are quantised
+  float* waiting;  // [rows, kHiddenBlock] if they wait
 
-  int64_t stride() const { return kQuantised ? kHiddenBlock : unit_stride * kPerFloat; }
+  int64_t stride() const { return kWaits ? kHiddenBlock : unit_stride * kPerFloat; }
   Element* at(int64_t row, int64_t column) const {
-    return reinterpret_cast<Element*>(kQuantised ? waiting : units) + row * stride() + column;
+    return reinterpret_cast<Element*>(kWaits ? waiting : units) + row * stride() + column;
   }
   // Columns [0, columns) are written.
   void finish(int64_t rows, int64_t columns) const {
     for (int64_t i = 0; i < rows; ++i) {
-      if constexpr (kQuantised) {
+      if constexpr (kWaits) {
         Operand<scalar_t>::to_left(at(i, 0), columns, units + i * unit_stride);
       } else if (columns % Operand<scalar_t>::kPerUnit != 0) {
         *at(i, columns) = Element{0.f};  // the pair of the last one

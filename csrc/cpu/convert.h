@@ -42,6 +42,10 @@ inline void to_float(const float* src, int64_t count, float* dst) {
   __builtin_memcpy(dst, src, count * sizeof(float));
 }
 
+inline void to_float(const PackedFloat* src, int64_t count, float* dst) {
+  __builtin_memcpy(dst, src, count * sizeof(float));
+}
+
 inline void to_float(const BFloat16* src, int64_t count, float* dst) {
   // bfloat16 is the upper half of a float.
   typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));

@@ -46,7 +46,7 @@ void convolve(const PatchArgs& args, int64_t images, const float* x, const Finis
   });
 }
 
-template void convolve<float>(const PatchArgs&, int64_t, const float*, const FinishRows&);
+template void convolve<PackedFloat>(const PatchArgs&, int64_t, const float*, const FinishRows&);
 template void convolve<BFloat16>(const PatchArgs&, int64_t, const float*, const FinishRows&);
 template void convolve<int8_t>(const PatchArgs&, int64_t, const float*, const FinishRows&);
 

@@ -8,7 +8,8 @@
 
 // Rows of patches are long.
 template <class scalar_t>
-constexpr RowLimits kPatchLimits = kHasTiles<scalar_t> ? RowLimits{64, 32} : RowLimits{48, 1};
+constexpr RowLimits kPatchLimits =
+    kHasTiles<scalar_t> || kSplits<scalar_t> ? RowLimits{64, 32} : RowLimits{48, 1};
 
 // Positions that hold about `inputs` inputs: an even number, so that pairs of bfloat16 never reach
 // into the next ones.
@@ -210,6 +211,16 @@ inline void gather_quantised(const PatchArgs& args, const float* x, int64_t row,
   }
 }
 
+// As what patches are gathered: what is split afterwards, sum by sum, as floats.
+template <class scalar_t>
+using GatherType = std::conditional_t<kSplits<scalar_t>, float, scalar_t>;
+
+// Floats that hold the parts of the inputs that are summed at once.
+template <class scalar_t>
+inline int64_t parts_size(const PatchArgs& args, int64_t rows) {
+  return kSplits<scalar_t> ? rows * left_units<scalar_t>(positions_per_sum(args) * args.C_in) : 0;
+}
+
 // Floats of working memory that convolve_rows() needs.
 template <class scalar_t>
 inline int64_t convolve_scratch_size(const PatchArgs& args, int64_t rows) {
@@ -217,8 +228,9 @@ inline int64_t convolve_scratch_size(const PatchArgs& args, int64_t rows) {
     const int64_t size = args.kernel_size * args.kernel_size * args.C_in;
     return rows * row_units<scalar_t>(size) + size + strip_size(args, 1);
   } else {
-    return rows * left_units<scalar_t>(positions_per_gather(args) * args.C_in) +
-           strip_size(args, rows);
+    const int64_t gathered =
+        rows * left_units<GatherType<scalar_t>>(positions_per_gather(args) * args.C_in);
+    return gathered + strip_size(args, rows) + parts_size<scalar_t>(args, rows);
   }
 }
 
@@ -241,16 +253,26 @@ inline void convolve_rows(const PatchArgs& args, const float* x, int64_t row, in
                    sums, sums_stride, /*accumulate=*/false);
     return;
   }
+  using Gathered = GatherType<scalar_t>;
   const int64_t gather = positions_per_gather(args), at_once = positions_per_sum(args);
-  float* strip = units + rows * left_units<scalar_t>(gather * args.C_in);
+  float* strip = units + rows * left_units<Gathered>(gather * args.C_in);
+  float* parts = strip + strip_size(args, rows);
   for (int64_t first = 0; first < positions; first += gather) {
     const int64_t end = positions - first < gather ? positions : first + gather;
-    const int64_t stride = left_units<scalar_t>((end - first) * args.C_in);
-    gather_patches<scalar_t>(args, x, row, rows, first, end - first, units, strip);
+    const int64_t stride = left_units<Gathered>((end - first) * args.C_in);
+    gather_patches<Gathered>(args, x, row, rows, first, end - first, units, strip);
     for (int64_t t = first; t < end; t += at_once) {
-      const int64_t count = end - t < at_once ? end - t : at_once;
-      gemm<scalar_t>(rows, columns, right_units<scalar_t>(count * args.C_in),
-                     units + left_units<scalar_t>((t - first) * args.C_in), stride,
+      const int64_t inputs = (end - t < at_once ? end - t : at_once) * args.C_in;
+      const float* left = units + left_units<Gathered>((t - first) * args.C_in);
+      int64_t left_stride = stride;
+      if constexpr (kSplits<scalar_t>) {
+        left_stride = left_units<scalar_t>(inputs);
+        for (int64_t i = 0; i < rows; ++i) {
+          Operand<scalar_t>::to_left(left + i * stride, inputs, parts + i * left_stride);
+        }
+        left = parts;
+      }
+      gemm<scalar_t>(rows, columns, right_units<scalar_t>(inputs), left, left_stride,
                      weight + t * args.C_in / per_unit * kPanel, panel_stride, sums, sums_stride,
                      /*accumulate=*/t > 0);
     }

@@ -67,7 +67,7 @@ template <class Run>
 void dispatch_packed_dtype(ScalarType dtype, const Run& run) {
   switch (dtype) {
     case ScalarType::Float:
-      return run(float{});
+      return run(PackedFloat{});
     case ScalarType::BFloat16:
       return run(BFloat16{});
     case ScalarType::Byte:

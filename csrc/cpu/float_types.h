@@ -1,4 +1,4 @@
-// The 16-bit floating-point types under their short names, and which of them attention uses.
+// The floating-point types of kernels, and which of them attention uses.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,15 @@ namespace pvt {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
+
+// float32 where weights are packed, multiplied as suits the CPU level (operand_split.h).
+struct PackedFloat {
+  PackedFloat() = default;
+  explicit PackedFloat(float x) : value(x) {}
+  operator float() const { return value; }
+
+  float value;
+};
 
 // What queries, keys, scores and values are multiplied in beside weights of scalar_t: 8-bit
 // integers are too coarse for them.

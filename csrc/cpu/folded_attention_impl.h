@@ -4,40 +4,42 @@
 //   q k^T = LayerNorm(x) (Wq^T k^T) + bq k^T        P v Wproj^T = P (v Wproj^T)
 //
 // Once per image the keys and values of every head take the projections in; then a token costs two
-// products with one column per head and key instead of four. A head has round_up(kv_len, kPanel)
-// columns, those beyond its keys zero; all heads' columns side by side are the slots.
+// products with one column per head and key instead of four. A head has kv_len columns,
+// rounded up, those beyond its keys zero; all heads' columns side by side are the slots.
 
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
 #include "cpu/linear.h"
 #include "cpu/sra_attention_impl.h"
 
+template <class scalar_t>
 inline int64_t slots_per_head(const AttentionArgs& args) {
-  return round_up(args.kv_len, kPanel);
+  return round_up(args.kv_len, kPreparedColumns<AttentionType<scalar_t>>);
 }
 
+template <class scalar_t>
 inline int64_t num_slots(const AttentionArgs& args) {
-  return args.num_heads * slots_per_head(args);
+  return args.num_heads * slots_per_head<scalar_t>(args);
 }
 
-// The folded keys of an image are panels [slots / kPanel][units of C][kPanel]; its folded values
-// follow, [panels of C][units of slots][kPanel], then the keys' products with the bias, [slots].
+// The folded keys of an image are prepared (gemm.h) along C; its folded values follow, prepared
+// along the slots, then the keys' products with the bias, [slots].
 template <class scalar_t>
 inline float* folded_values(const AttentionArgs& args, float* folded) {
-  return folded + packed_size<AttentionType<scalar_t>>(args.C, num_slots(args));
+  return folded + prepared_size<AttentionType<scalar_t>>(args.C, num_slots<scalar_t>(args));
 }
 
 template <class scalar_t>
 inline float* folded_bias(const AttentionArgs& args, float* folded) {
   return folded_values<scalar_t>(args, folded) +
-         packed_size<AttentionType<scalar_t>>(num_slots(args), args.C);
+         prepared_size<AttentionType<scalar_t>>(num_slots<scalar_t>(args), args.C);
 }
 
 template <class scalar_t>
 inline int64_t folded_size(const AttentionArgs& args) {
   using Type = AttentionType<scalar_t>;
-  return packed_size<Type>(args.C, num_slots(args)) + packed_size<Type>(num_slots(args), args.C) +
-         num_slots(args);
+  return prepared_size<Type>(args.C, num_slots<scalar_t>(args)) +
+         prepared_size<Type>(num_slots<scalar_t>(args), args.C) + num_slots<scalar_t>(args);
 }
 
 // rows <- Wq^T of head h, [C, head_dim] floats
@@ -62,7 +64,7 @@ inline void unpack_query_weight(const AttentionArgs& args, int64_t h, float* row
 // Floats of working memory that fold_keys() and fold_values() need.
 template <class scalar_t>
 inline int64_t fold_scratch_size(const AttentionArgs& args) {
-  const int64_t slots = slots_per_head(args), depth = row_units<scalar_t>(args.head_dim);
+  const int64_t slots = slots_per_head<scalar_t>(args), depth = row_units<scalar_t>(args.head_dim);
   const int64_t keys = slots * args.head_dim + 4 * args.head_dim, values = slots * depth;
   return (keys > values ? keys : values) + slots * round_up(args.C, kPanel);
 }
@@ -73,9 +75,8 @@ template <class scalar_t>
 inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_rows, const float* k,
                       int64_t kv_stride, float* folded, float* scratch) {
   using Type = AttentionType<scalar_t>;
-  constexpr int64_t per_unit = Operand<Type>::kPerUnit;
-  const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head(args);
-  const int64_t depth = right_units<Type>(C);
+  const int64_t C = args.C, head_dim = args.head_dim, slots = slots_per_head<scalar_t>(args);
+  const int64_t depth = prepared_depth<Type>(C);
   float* keys = scratch;                  // panels [slots / kPanel][head_dim][kPanel]
   float* rows = keys + slots * head_dim;  // [4, head_dim]
   float* sums = rows + 4 * head_dim;      // [C, slots]
@@ -100,12 +101,9 @@ inline void fold_keys(const AttentionArgs& args, int64_t h, const float* query_r
   }
   gemm<float>(C, slots, head_dim, query_rows, head_dim, keys, head_dim * kPanel, sums, slots,
               /*accumulate=*/false);
-  for (int64_t c = 0; c < C; c += per_unit) {
-    for (int64_t j = 0; j < slots; j += kPanel) {
-      Operand<Type>::rows_to_right(
-          sums + c * slots + j, slots, C - c, kPanel,
-          folded + panel_offset(h * slots + j, depth * kPanel) + c / per_unit * kPanel);
-    }
+  for (int64_t j = 0; j < slots; j += kPanel) {
+    prepare_panel<Type>(sums + j, slots, C, kPanel, C,
+                        folded + prepared_offset<Type>(h * slots + j, 0, depth));
   }
 }
 
@@ -115,10 +113,9 @@ template <class scalar_t>
 inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, int64_t kv_stride,
                         float* folded, float* scratch) {
   using Type = AttentionType<scalar_t>;
-  constexpr int64_t per_unit = Operand<Type>::kPerUnit;
-  const int64_t head_dim = args.head_dim, slots = slots_per_head(args);
+  const int64_t head_dim = args.head_dim, slots = slots_per_head<scalar_t>(args);
   const int64_t depth = row_units<scalar_t>(head_dim), width = round_up(args.C, kPanel);
-  const int64_t panel_stride = right_units<Type>(num_slots(args)) * kPanel;
+  const int64_t value_depth = prepared_depth<Type>(num_slots<scalar_t>(args));
   float* rows = scratch;               // [kv_len, depth]
   float* sums = rows + slots * depth;  // [kv_len, width]
   for (int64_t j = 0; j < args.kv_len; ++j) {
@@ -129,15 +126,9 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
                  args.proj.panel_stride, sums, width, /*accumulate=*/false);
   scale_sums<scalar_t>(args.proj, 0, width, args.kv_len, sums, width);
   float* values = folded_values<scalar_t>(args, folded);
-  for (int64_t j = 0; j < slots; j += per_unit) {
-    for (int64_t c = 0; c < width; c += kPanel) {
-      float* dst = values + c / kPanel * panel_stride + (h * slots + j) / per_unit * kPanel;
-      if (j < args.kv_len) {
-        Operand<Type>::rows_to_right(sums + j * width + c, width, args.kv_len - j, kPanel, dst);
-      } else {
-        __builtin_memset(dst, 0, kPanel * sizeof(float));
-      }
-    }
+  for (int64_t c = 0; c < width; c += kPanel) {
+    prepare_panel<Type>(sums + c, width, args.kv_len, kPanel, slots,
+                        values + prepared_offset<Type>(c, h * slots, value_depth));
   }
 }
 
@@ -146,7 +137,8 @@ inline void fold_values(const AttentionArgs& args, int64_t h, const float* v, in
 template <class scalar_t>
 inline void fold_softmax(const AttentionArgs& args, float* s, const float* bias,
                          typename Operand<scalar_t>::Element* p) {
-  const int64_t keys = args.kv_len, used = round_up(keys, kLanes), slots = slots_per_head(args);
+  const int64_t keys = args.kv_len, used = round_up(keys, kLanes),
+                slots = slots_per_head<scalar_t>(args);
   const float scale2 = args.scale * kLog2E;
   if (are_few_keys(keys)) {
     Vec v[kFewVecs];
@@ -176,7 +168,7 @@ inline void fold_softmax(const AttentionArgs& args, float* s, const float* bias,
 template <class scalar_t>
 inline int64_t folded_scratch_size(const AttentionArgs& args, int64_t rows) {
   using Type = AttentionType<scalar_t>;
-  const int64_t slots = num_slots(args), width = round_up(args.C, kPanel);
+  const int64_t slots = num_slots<scalar_t>(args), width = round_up(args.C, kPanel);
   return rows * (left_units<Type>(args.C) + slots + left_units<Type>(slots) + width);
 }
 
@@ -187,28 +179,31 @@ inline void folded_attention_rows(const AttentionArgs& args, float* folded, floa
                                   float* scratch) {
   using Type = AttentionType<scalar_t>;
   const int64_t C = args.C, width = round_up(C, kPanel);
-  const int64_t slots = num_slots(args), per_head = slots_per_head(args);
-  const int64_t depth = left_units<Type>(C), panel_depth = right_units<Type>(C);
-  const int64_t value_depth = left_units<Type>(slots);
-  const int64_t value_panel_depth = right_units<Type>(slots);
+  const int64_t slots = num_slots<scalar_t>(args), per_head = slots_per_head<scalar_t>(args);
+  const int64_t depth = left_units<Type>(C), key_depth = prepared_depth<Type>(C);
+  const int64_t p_size = left_units<Type>(slots), value_depth = prepared_depth<Type>(slots);
   const float* bias = folded_bias<scalar_t>(args, folded);
-  float* tokens = scratch;              // [rows, depth]
-  float* s = tokens + rows * depth;     // [rows, slots]
-  float* p = s + rows * slots;          // [rows, value_depth], s as units
-  float* out = p + rows * value_depth;  // [rows, width]
+  float* tokens = scratch;           // [rows, depth]
+  float* s = tokens + rows * depth;  // [rows, slots]
+  float* p = s + rows * slots;       // [rows, p_size], s as units
+  float* out = p + rows * p_size;    // [rows, width]
   layer_norm_to_units<Type>(x, C, rows, C, args.norm, tokens);
-  gemm<Type>(rows, slots, panel_depth, tokens, depth, folded, panel_depth * kPanel, s, slots,
-             /*accumulate=*/false);
+  gemm_prepared<Type>(rows, slots, key_depth, tokens, depth, folded, key_depth, s, slots,
+                      /*accumulate=*/false);
   for (int64_t i = 0; i < rows; ++i) {
     using Element = typename Operand<Type>::Element;
-    Element* row = reinterpret_cast<Element*>(p + i * value_depth);
+    float* scores = s + i * slots;
+    float* units = p + i * p_size;
+    Element* row = reinterpret_cast<Element*>(Operand<Type>::kElementwise ? units : scores);
     for (int64_t h = 0; h < args.num_heads; ++h) {
-      fold_softmax<Type>(args, s + i * slots + h * per_head, bias + h * per_head,
-                         row + h * per_head);
+      fold_softmax<Type>(args, scores + h * per_head, bias + h * per_head, row + h * per_head);
+    }
+    if constexpr (!Operand<Type>::kElementwise) {
+      Operand<Type>::to_left(scores, slots, units);
     }
   }
-  gemm<Type>(rows, C, value_panel_depth, p, value_depth, folded_values<scalar_t>(args, folded),
-             value_panel_depth * kPanel, out, width, /*accumulate=*/false);
+  gemm_prepared<Type>(rows, C, value_depth, p, p_size, folded_values<scalar_t>(args, folded),
+                      value_depth, out, width, /*accumulate=*/false);
   // The values have the scale of proj; what is left is its bias.
   add_residual<Type>(args.proj, 0, C, rows, out, width, x, C);
 }

@@ -22,6 +22,7 @@
 #include "cpu/cpu_level.h"
 #include "cpu/float_types.h"
 #include "cpu/polynomials.h"
+#include "cpu/scratch.h"
 
 #if defined(__clang__)
 #define PVT_PRAGMA(text) _Pragma(#text)

@@ -1,18 +1,33 @@
-// fc1 and its GELU by the tile unit, in bfloat16: while it multiplies a square (gemm_squares.h),
-// the vector unit takes the GELU of the one before. Part of a kernel body (foreach_level.h).
+// fc1 and its GELU by the tile unit, in bfloat16 or its parts of float32: while it multiplies a
+// square (gemm_squares.h, split_squares.h), the vector unit takes the GELU of the one before. Part
+// of a kernel body (foreach_level.h).
 #ifndef PVT_BODY_GELU_SQUARES
 #define PVT_BODY_GELU_SQUARES
 
 #include "cpu/gelu.h"
 #include "cpu/gemm_squares.h"
+#include "cpu/split_squares.h"
 
 // A square of sums on their way through the GELU. Its rows are counted from 0 to rows(), those of
 // the second tile after those of the first.
+template <class scalar_t>
 struct GeluSquare {
   alignas(64) float sums[4][kTile * kTile];
-  Vec bias[2];       // of each tile's columns
-  BFloat16* out[2];  // the first row of each tile, at the first column
+  Vec bias[2];    // of each tile's columns
+  float* out[2];  // the first row of each tile, at the first column
   int64_t out_stride, columns, height, tiles = 0;
+
+  // After its sums are there.
+  //   units: of all rows and columns, rows stride apart   begin: its first column of the layer
+  void expect(const LinearArgs& fc1, int64_t begin, int64_t count, const RowPair& pair,
+              int64_t tile_rows, float* units, int64_t stride) {
+    for (int k = 0; k < 2; ++k) {
+      const int64_t rest = count - k * kTile;
+      bias[k] = rest > 0 ? load_floats(fc1.bias + begin + k * kTile, rest) : Vec{};
+      out[k] = units + pair.begin[k] * stride;
+    }
+    out_stride = stride, columns = count, height = tile_rows, tiles = pair.tiles;
+  }
 
   int64_t rows() const { return tiles * height; }
 
@@ -33,16 +48,49 @@ struct GeluSquare {
     // Copies, since every store could change a member.
     const Vec b[2] = {bias[0], bias[1]};
     const int64_t stride = out_stride, count = columns;
-    BFloat16* dst = out[r] + first * stride;
+    float* dst = out[r] + first * stride;
     const float* row = sums[2 * r] + first * kTile;
     for (int64_t i = first; i < last; ++i, row += kTile, dst += stride) {
-      const Vec left = coarse_gelu(load(row) + b[0]);
-      const Vec right = coarse_gelu(load(row + kTile * kTile) + b[1]);
-      const __m512bh both = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
-      // The pair of the last one is zero, as what fills up weights is.
-      __builtin_memcpy(dst, &both, kWhole ? sizeof both : round_up(count, 2) * sizeof *dst);
+      const Vec left = gelu_before<scalar_t>(load(row) + b[0]);
+      // The second tile may not be there.
+      const Vec right =
+          kWhole || count > kTile ? gelu_before<scalar_t>(load(row + kTile * kTile) + b[1]) : Vec{};
+      if constexpr (kSplits<scalar_t>) {
+        Operand<scalar_t>::group_to_left(left, right, dst);
+      } else {
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+        // The pair of the last one is zero, as what fills up weights is.
+        __builtin_memcpy(dst, &both, kWhole ? sizeof both : round_up(count, 2) * sizeof(scalar_t));
+      }
     }
   }
+};
+
+// Two squares that take turns: while one is multiplied, the other's GELU is taken.
+template <class scalar_t>
+class GeluTurns {
+ public:
+  explicit GeluTurns(int64_t steps) : steps_(steps) {}
+
+  GeluSquare<scalar_t>& current() { return squares_[current_]; }
+  // Step `step` of the current square is under way.
+  void work(int64_t step) const {
+    const GeluSquare<scalar_t>& previous = squares_[1 - current_];
+    const int64_t per_step = (previous.rows() + steps_ - 1) / steps_;
+    const int64_t first = step * per_step, last = first + per_step;
+    previous.gelu_rows(first, last < previous.rows() ? last : previous.rows());
+  }
+  // The current square's sums are there.
+  void next() { current_ = 1 - current_; }
+  void finish() {
+    const GeluSquare<scalar_t>& last = squares_[1 - current_];
+    last.gelu_rows(0, last.rows());
+  }
+
+ private:
+  GeluSquare<scalar_t> squares_[2];
+  int64_t steps_;
+  int current_ = 0;
 };
 
 // hidden[:, 0:count] <- gelu(tokens fc1 + bias), columns [begin, begin + count) of the layer
@@ -51,8 +99,7 @@ struct GeluSquare {
 inline void gelu_squares(const LinearArgs& fc1, const float* tokens, int64_t rows, int64_t units,
                          int64_t begin, int64_t count, float* hidden, int64_t hidden_stride) {
   const int64_t steps = units / kTile, height = tile_height(rows);
-  GeluSquare squares[2];
-  int current = 0;
+  GeluTurns<BFloat16> turns(steps);
   use_tiles(height);
   foreach_row_pair(rows, [&](const RowPair& pair) {
     for (int64_t j = 0; j < count; j += kSquare) {
@@ -64,29 +111,48 @@ inline void gelu_squares(const LinearArgs& fc1, const float* tokens, int64_t row
                            fc1.panel_stride,
                            nullptr,
                            0};
-      const GeluSquare& previous = squares[1 - current];
-      GeluSquare& square = squares[current];
-      const int64_t per_step = (previous.rows() + steps - 1) / steps;
-      multiply_square<BFloat16>(
-          pair.tiles, columns <= kTile ? 1 : 2, product,
-          {square.sums[0], square.sums[1], square.sums[2], square.sums[3]}, kTile,
-          /*accumulate=*/false, [&](int64_t step) {
-            const int64_t first = step * per_step, last = first + per_step;
-            previous.gelu_rows(first, last < previous.rows() ? last : previous.rows());
-          });
-      for (int k = 0; k < 2; ++k) {
-        const int64_t rest = columns - k * kTile;
-        square.bias[k] = rest > 0 ? load_floats(fc1.bias + begin + j + k * kTile, rest) : Vec{};
-      }
-      for (int r = 0; r < pair.tiles; ++r) {
-        square.out[r] = reinterpret_cast<BFloat16*>(hidden + pair.begin[r] * hidden_stride) + j;
-      }
-      square.out_stride = 2 * hidden_stride;
-      square.columns = columns, square.height = height, square.tiles = pair.tiles;
-      current = 1 - current;
+      GeluSquare<BFloat16>& square = turns.current();
+      multiply_square<BFloat16>(pair.tiles, columns <= kTile ? 1 : 2, product,
+                                {square.sums[0], square.sums[1], square.sums[2], square.sums[3]},
+                                kTile,
+                                /*accumulate=*/false, [&](int64_t step) { turns.work(step); });
+      square.expect(fc1, begin + j, columns, pair, height, hidden + row_units<BFloat16>(j),
+                    hidden_stride);
+      turns.next();
     }
   });
-  squares[1 - current].gelu_rows(0, squares[1 - current].rows());
+  turns.finish();
+}
+
+// The same of parts.   C: inputs   next: what is multiplied afterwards
+inline void gelu_split(const LinearArgs& fc1, const float* tokens, int64_t rows, int64_t C,
+                       int64_t begin, int64_t count, float* hidden, int64_t hidden_stride,
+                       const NextPanels& next) {
+  const SplitProduct product{rows,
+                             count,
+                             C,
+                             tokens,
+                             row_units<PackedFloat>(C),
+                             fc1.weight + panel_offset(begin, fc1.panel_stride),
+                             fc1.panel_stride};
+  GeluTurns<PackedFloat> turns(kTurns * split_steps(C));
+  foreach_split_square(
+      product, /*at_once=*/C, next,
+      [&](const SplitSquare& factors, int64_t j, int64_t /*k*/, const RowPair& pair,
+          const auto& split_more) {
+        const int64_t columns = count - j < kSquare ? count - j : kSquare;
+        GeluSquare<PackedFloat>& square = turns.current();
+        multiply_split(pair.tiles, columns <= kTile ? 1 : 2, factors,
+                       {square.sums[0], square.sums[1], square.sums[2], square.sums[3]}, kTile,
+                       /*accumulate=*/false, [&](int64_t step) {
+                         turns.work(step);
+                         split_more();
+                       });
+        square.expect(fc1, begin + j, columns, pair, tile_height(rows),
+                      hidden + row_units<PackedFloat>(j), hidden_stride);
+        turns.next();
+      });
+  turns.finish();
 }
 
 #endif  // PVT_BODY_GELU_SQUARES

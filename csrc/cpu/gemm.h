@@ -10,6 +10,7 @@
 #include "cpu/operand.h"
 #include "cpu/operand_bf16.h"
 #include "cpu/operand_int8.h"
+#include "cpu/operand_split.h"
 
 constexpr int kPanel = 16;
 constexpr int kTileColumns = kTileVecs * kLanes;
@@ -31,13 +32,9 @@ constexpr int64_t kFewRows = 4 * kTileRows;
 // 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
 // all rows read, have to be read more rarely.
 template <class scalar_t>
-constexpr RowLimits kRowLimits = kHasTiles<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
-
-// Units of a packed matrix of K rows and `columns` columns.
-template <class scalar_t>
-inline int64_t packed_size(int64_t K, int64_t columns) {
-  return round_up(columns, kPanel) * right_units<scalar_t>(K);
-}
+constexpr RowLimits kRowLimits = kHasTiles<scalar_t> ? RowLimits{208, 32}
+                                 : kSplits<scalar_t> ? RowLimits{208, 32}
+                                                     : RowLimits{108, 1};
 
 // Where column j is, from column 0 of panels that are panel_stride units apart.
 constexpr int64_t panel_offset(uint64_t j, int64_t panel_stride) {
@@ -52,6 +49,63 @@ template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
           const NextPanels& next = {});
+
+#if PVT_LEVEL == PVT_LEVEL_AMX
+template <>
+void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
+                       const float* b, int64_t panel_stride, float* c, int64_t c_stride,
+                       bool accumulate, const NextPanels& next);
+#else
+template <>
+inline void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a,
+                              int64_t a_stride, const float* b, int64_t panel_stride, float* c,
+                              int64_t c_stride, bool accumulate, const NextPanels& next) {
+  gemm<float>(rows, columns, K, a, a_stride, b, panel_stride, c, c_stride, accumulate, next);
+}
+#endif
+
+// A right-hand side that is made at run time is made as it is multiplied: of panels, or of their
+// parts, kPreparedColumns columns together.
+template <class scalar_t>
+constexpr int64_t kPreparedColumns = kSplits<scalar_t> ? 2 * kPanel : kPanel;
+
+// Units of one of its columns of `inputs` inputs.
+template <class scalar_t>
+inline int64_t prepared_depth(int64_t inputs) {
+  return kSplits<scalar_t> ? left_units<scalar_t>(inputs) : right_units<scalar_t>(inputs);
+}
+
+template <class scalar_t>
+inline int64_t prepared_size(int64_t inputs, int64_t columns) {
+  return round_up(columns, kPreparedColumns<scalar_t>) * prepared_depth<scalar_t>(inputs);
+}
+
+// Where input k of the panel of column j is, in columns of `depth` units.
+//   j: a multiple of kPanel   k: a multiple of what a unit, or a group, holds
+template <class scalar_t>
+inline int64_t prepared_offset(int64_t j, int64_t k, int64_t depth) {
+  if constexpr (kSplits<scalar_t>) {
+    return j / kPreparedColumns<scalar_t> * kPreparedColumns<scalar_t> * depth +
+           j % kPreparedColumns<scalar_t> * kPanel + k / kSplitGroup * kStepUnits;
+  } else {
+    return j * depth + k / Operand<scalar_t>::kPerUnit * kPanel;
+  }
+}
+
+// gemm() with such a right-hand side.
+//   K: units of a column that are summed   depth: units from a column to the next
+template <class scalar_t>
+inline void gemm_prepared(int64_t rows, int64_t columns, int64_t K, const float* a,
+                          int64_t a_stride, const float* b, int64_t depth, float* c,
+                          int64_t c_stride, bool accumulate) {
+  gemm<scalar_t>(rows, columns, K, a, a_stride, b, depth * kPanel, c, c_stride, accumulate);
+}
+#if PVT_LEVEL == PVT_LEVEL_AMX
+template <>
+void gemm_prepared<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a,
+                                int64_t a_stride, const float* b, int64_t depth, float* c,
+                                int64_t c_stride, bool accumulate);
+#endif
 
 // Transposes four rows of units into a panel: those at position k go to dst(k)[0:4].
 //   rows: [4][count], row_stride apart   dst: the place in the panel that position k has

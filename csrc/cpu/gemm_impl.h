@@ -3,6 +3,8 @@
 #include "cpu/gemm_rows.h"
 #if PVT_LEVEL == PVT_LEVEL_AMX
 #include "cpu/gemm_squares.h"
+//
+#include "cpu/split_squares.h"
 #endif
 
 // Panels of units as panels of floats: [block.depth * kSteps][kPanel] each, one after the other.
@@ -101,6 +103,22 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
     }
   }
 }
+
+#if PVT_LEVEL == PVT_LEVEL_AMX
+template <>
+void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
+                       const float* b, int64_t panel_stride, float* c, int64_t c_stride,
+                       bool accumulate, const NextPanels& next) {
+  gemm_split({rows, columns, K, a, a_stride, b, panel_stride}, c, c_stride, accumulate, next);
+}
+
+template <>
+void gemm_prepared<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a,
+                                int64_t a_stride, const float* b, int64_t depth, float* c,
+                                int64_t c_stride, bool accumulate) {
+  gemm_prepared_split(rows, columns, K, a, a_stride, b, depth, c, c_stride, accumulate);
+}
+#endif
 
 #define PVT_GEMM(scalar_t)                                                                     \
   template void gemm<scalar_t>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, \

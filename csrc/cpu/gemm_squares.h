@@ -80,6 +80,44 @@ struct Square {
   int64_t ahead_lines;
 };
 
+// Tiles 0 to 3, those that there are, <- sums, or zeros.   sums: as for multiply_square()
+template <int kRowTiles, int kColumnTiles>
+inline void start_sums(float* const (&sums)[4], int64_t stride, bool accumulate) {
+  // Tiles are loaded behind the compiler's back.
+  asm volatile("" ::: "memory");
+  if (!accumulate) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    return;
+  }
+  _tile_loadd(0, sums[0], stride);
+  if constexpr (kColumnTiles == 2) {
+    _tile_loadd(1, sums[1], stride);
+  }
+  if constexpr (kRowTiles == 2) {
+    _tile_loadd(2, sums[2], stride);
+    if constexpr (kColumnTiles == 2) {
+      _tile_loadd(3, sums[3], stride);
+    }
+  }
+}
+
+template <int kRowTiles, int kColumnTiles>
+inline void store_sums(float* const (&sums)[4], int64_t stride) {
+  _tile_stored(0, sums[0], stride);
+  if constexpr (kColumnTiles == 2) {
+    _tile_stored(1, sums[1], stride);
+  }
+  if constexpr (kRowTiles == 2) {
+    _tile_stored(2, sums[2], stride);
+    if constexpr (kColumnTiles == 2) {
+      _tile_stored(3, sums[3], stride);
+    }
+  }
+}
+
 // Tiles are named by literals: compilers put them into the instruction's text.
 #define PVT_MULTIPLY_TILES(sum, left, right)      \
   if constexpr (Operand<scalar_t>::kHeader > 0) { \
@@ -99,25 +137,7 @@ inline void multiply_square(const Square& square, float* const (&sums)[4], int64
   const int64_t a_stride = square.a_stride * static_cast<int64_t>(sizeof(float));
   sums_stride *= static_cast<int64_t>(sizeof(float));
   const float *upper = square.a[0], *lower = square.a[1], *b = square.b, *ahead = square.ahead;
-  // Tiles are loaded behind the compiler's back.
-  asm volatile("" ::: "memory");
-  if (accumulate) {
-    _tile_loadd(0, sums[0], sums_stride);
-    if constexpr (kColumnTiles == 2) {
-      _tile_loadd(1, sums[1], sums_stride);
-    }
-    if constexpr (kRowTiles == 2) {
-      _tile_loadd(2, sums[2], sums_stride);
-      if constexpr (kColumnTiles == 2) {
-        _tile_loadd(3, sums[3], sums_stride);
-      }
-    }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  start_sums<kRowTiles, kColumnTiles>(sums, sums_stride, accumulate);
   for (int64_t step = 0; step < square.steps; ++step) {
     for (int64_t line = 0; line < square.ahead_lines; ++line, ahead += kTile) {
       __builtin_prefetch(ahead, 0, 2);
@@ -139,16 +159,7 @@ inline void multiply_square(const Square& square, float* const (&sums)[4], int64
     upper += kTile, lower += kTile, b += kTile * kPanel;
     between(step);
   }
-  _tile_stored(0, sums[0], sums_stride);
-  if constexpr (kColumnTiles == 2) {
-    _tile_stored(1, sums[1], sums_stride);
-  }
-  if constexpr (kRowTiles == 2) {
-    _tile_stored(2, sums[2], sums_stride);
-    if constexpr (kColumnTiles == 2) {
-      _tile_stored(3, sums[3], sums_stride);
-    }
-  }
+  store_sums<kRowTiles, kColumnTiles>(sums, sums_stride);
 }
 
 #undef PVT_MULTIPLY_TILES

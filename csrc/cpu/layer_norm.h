@@ -80,20 +80,29 @@ inline void layer_norm_four(const float* const* x, int64_t C, const NormArgs& no
   });
 }
 
-// The same, quantised, into four rows of row_units(C).
-inline void layer_norm_four_quantised(const float* const* x, int64_t C, const NormArgs& norm,
-                                      float* const* units) {
-  using Op = Operand<int8_t>;
+// The same into four rows of row_units(C), block by block: of what is not written elementwise.
+template <class scalar_t>
+inline void layer_norm_four_blocks(const float* const* x, int64_t C, const NormArgs& norm,
+                                   float* const* units) {
+  using Op = Operand<scalar_t>;
+  constexpr bool kQuantises = Op::kHeader > 0;
   float block[kNormRows][kSumBlock];
   IntVec largest[kNormRows] = {};
   layer_norm_four_with(x, C, norm, [&](int64_t i, int64_t c, Vec value, int64_t count) {
     store(block[i] + c % kSumBlock, value);
-    largest[i] = Op::larger(largest[i], value);
+    if constexpr (kQuantises) {
+      largest[i] = Op::larger(largest[i], value);
+    }
     const int64_t end = c + count, first = c / kSumBlock * kSumBlock;
     if (i == kNormRows - 1 && (end == first + kSumBlock || end == C)) {
       for (int64_t j = 0; j < kNormRows; ++j) {
-        Op::block_to_left(block[j], end - first, largest[j], units[j] + row_units<int8_t>(first));
-        largest[j] = IntVec{};
+        float* to = units[j] + row_units<scalar_t>(first);
+        if constexpr (kQuantises) {
+          Op::block_to_left(block[j], end - first, largest[j], to);
+          largest[j] = IntVec{};
+        } else {
+          Op::to_left(block[j], end - first, to);
+        }
       }
     }
   });
@@ -130,10 +139,10 @@ template <class scalar_t>
 inline void layer_norm_to_units(const float* x, int64_t x_stride, int64_t rows, int64_t C,
                                 const NormArgs& norm, float* units) {
   using Op = Operand<scalar_t>;
-  if constexpr (Op::kHeader > 0) {
+  if constexpr (!Op::kElementwise) {
     foreach_four_rows(x, x_stride, rows, units, row_units<scalar_t>(C),
                       [&](const float* const* from, float* const* to) {
-                        layer_norm_four_quantised(from, C, norm, to);
+                        layer_norm_four_blocks<scalar_t>(from, C, norm, to);
                       });
   } else {
     typename Op::Element* out = reinterpret_cast<typename Op::Element*>(units);

@@ -21,9 +21,10 @@ constexpr int64_t kHiddenBlock = kSumBlock;
 template <class scalar_t>
 constexpr int64_t kGeluRows = Operand<scalar_t>::kUnpacks ? 108 : kFewRows;
 
-// Columns of a row of sums: a tile, or all that have one scale.
+// Columns of a row of sums: a tile, or all that have one scale, or as many as make the most of a
+// product in parts.
 template <class scalar_t>
-constexpr int64_t kGeluColumns = Operand<scalar_t>::kHeader == 0 ? kTileColumns : kHiddenBlock;
+constexpr int64_t kGeluColumns = Operand<scalar_t>::kElementwise ? kTileColumns : kHiddenBlock;
 
 // Floats of working memory that hidden_columns() needs.
 template <class scalar_t>
@@ -81,6 +82,9 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
     if (stride % kTile == 0) {
       return gelu_squares(args.fc1, tokens, rows, stride, begin, count, hidden, hidden_stride);
     }
+  }
+  if constexpr (kSplits<scalar_t>) {
+    return gelu_split(args.fc1, tokens, rows, args.C, begin, count, hidden, hidden_stride, next);
   }
 #endif
   for (int64_t j = 0; j < count; j += width) {

@@ -26,8 +26,9 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 // - kUnpacks: whether many rows are better multiplied as floats, with right-hand units that are
 //   taken apart for all of them at once
 // - kHeader: units before every kSumBlock inputs of a left-hand row
-// - Element: what to_left() is spared for if a row is written as that: left-hand units are made of
-//   it, or, for integers, float, of which they are made afterwards
+// - kElementwise: whether left-hand units are an array of Element, so that to_left() is spared
+// - Element: of what a row is written before it is multiplied: if not elementwise, of float, of
+//   which to_left() makes units afterwards
 // - Sum: a vector of sums
 // - first_sum(header), total(sum, header): where the sum over a block starts, and what it is in the
 //   end
@@ -39,6 +40,7 @@ struct Operand {
   static constexpr int kSteps = 1;
   static constexpr bool kUnpacks = false;
   static constexpr int kHeader = 0;
+  static constexpr bool kElementwise = true;
 
   static Vec right_part(Vec unit, int /*step*/) { return unit; }
   static void multiply_add(Vec left, Vec right, Vec& sum) { sum = fmadd(left, right, sum); }
@@ -72,10 +74,21 @@ inline int64_t right_units(int64_t count) {
   return (count + Operand<scalar_t>::kPerUnit - 1) / Operand<scalar_t>::kPerUnit;
 }
 
+// Whether inputs are multiplied in parts (operand_split.h): those of a tile of left-hand units
+// together.
+template <class scalar_t>
+constexpr bool kSplits = PVT_LEVEL == PVT_LEVEL_AMX && std::is_same_v<scalar_t, PackedFloat>;
+constexpr int kParts = 3;
+constexpr int kSplitGroup = 32;
+
 // Left-hand units of `count` inputs, without headers.
 template <class scalar_t>
 inline int64_t left_units(int64_t count) {
-  return right_units<scalar_t>(count) * Operand<scalar_t>::kSteps;
+  if constexpr (kSplits<scalar_t>) {
+    return round_up(count, kSplitGroup) / 2 * kParts;
+  } else {
+    return right_units<scalar_t>(count) * Operand<scalar_t>::kSteps;
+  }
 }
 
 // Units of a left-hand row of `count` inputs, headers included.

@@ -9,6 +9,7 @@ struct Operand<BFloat16> {
   using Sum = Vec;
   static constexpr int kPerUnit = 2;
   static constexpr int kHeader = 0;
+  static constexpr bool kElementwise = true;
 #if PVT_LEVEL >= PVT_LEVEL_AVX512_BF16
   using Element = BFloat16;
   static constexpr int kSteps = 1;

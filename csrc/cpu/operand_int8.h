@@ -15,6 +15,7 @@ struct Operand<int8_t> {
   using Sum = IntVec;
   static constexpr int kPerUnit = 4;
   static constexpr int kHeader = 2;
+  static constexpr bool kElementwise = false;
 
   // Integer: what the left-hand side consists of. A multiply-add takes as many as fill 32 bits.
 #if PVT_LEVEL >= PVT_LEVEL_AVX512_VNNI

@@ -44,4 +44,49 @@ inline void pack_rows(const In* src, int64_t depth, int64_t columns, int64_t src
   }
 }
 
+// One panel of a prepared right-hand side (gemm.h), the sum runs down the rows of src.
+//   src: [inputs, columns], rows src_stride apart   out: where the panel begins
+//   padded: inputs and the zeros that follow them
+template <class scalar_t, class In>
+inline void prepare_panel(const In* src, int64_t src_stride, int64_t inputs, int64_t columns,
+                          int64_t padded, float* out) {
+  using Op = Operand<scalar_t>;
+  if constexpr (kSplits<scalar_t>) {
+    Op::panel_to_right(src, src_stride, inputs, columns, out);
+  } else {
+    for (int64_t k = 0; k < padded; k += Op::kPerUnit, out += kPanel) {
+      const int64_t width = k < inputs ? columns : 0;
+      Op::rows_to_right(src + k * src_stride, src_stride, inputs - k, width, out);
+      for (int64_t j = width; j < kPanel; ++j) {
+        out[j] = 0.f;
+      }
+    }
+  }
+}
+
+// Panels of columns [0, columns) of a prepared right-hand side, the sum runs along the rows of src.
+//   src: [columns, inputs], rows src_stride apart   scratch: see prepare_scratch_size
+template <class scalar_t, class In>
+inline void prepare_columns(const In* src, int64_t columns, int64_t inputs, int64_t src_stride,
+                            float* prepared, float* scratch) {
+  if constexpr (kSplits<scalar_t>) {
+    float* panel = scratch + 4 * inputs;  // [inputs, kPanel]
+    for (int64_t j = 0; j < columns; j += kPanel) {
+      const int64_t count = columns - j < kPanel ? columns - j : kPanel;
+      pack_columns<float>(src + j * src_stride, count, inputs, src_stride, panel, scratch);
+      Operand<scalar_t>::panel_to_right(
+          panel, kPanel, inputs, kPanel,
+          prepared + prepared_offset<scalar_t>(j, 0, prepared_depth<scalar_t>(inputs)));
+    }
+  } else {
+    pack_columns<scalar_t>(src, columns, inputs, src_stride, prepared, scratch);
+  }
+}
+
+// Floats of working memory that prepare_columns() needs.
+template <class scalar_t>
+inline int64_t prepare_scratch_size(int64_t inputs) {
+  return (kSplits<scalar_t> ? 4 + kPanel : 4) * inputs;
+}
+
 #endif  // PVT_BODY_PACK

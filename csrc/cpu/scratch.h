@@ -12,8 +12,8 @@ namespace pvt {
 
 // What a kernel needs working memory for: of its own thread (kThread), or written by all threads of
 // a parallel region and owned by the thread that opened it (kShared; kSums for the sums of a
-// convolution within).
-enum class Scratch { kThread, kShared, kSums };
+// convolution within); of its own thread within a matrix product (kSplit).
+enum class Scratch { kThread, kShared, kSums, kSplit };
 
 // At least `count` floats, aligned to 64 bytes, uninitialised. The next call for the same purpose
 // on the same thread may return the same memory: ask once, then divide it.

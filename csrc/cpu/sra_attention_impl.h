@@ -15,36 +15,35 @@ constexpr int64_t kQueryRows = kFewRows;  // they share each key read; their sco
 // Units along `keys` keys: with as many zeros as fill the last tile of the tile unit.
 template <class scalar_t>
 inline int64_t key_units(int64_t keys) {
-  const int64_t units = right_units<scalar_t>(keys);
+  const int64_t units = prepared_depth<scalar_t>(keys);
   return kHasTiles<scalar_t> ? round_up(units, kPanel) : units;
 }
 
-// The packed keys of one head are units along head_dim, [panels][units of head_dim][kPanel]; its
-// values follow as units along the keys, [panels][key_units(kv_len)][kPanel].
+// The packed keys of one head are prepared along head_dim (gemm.h); its values follow, prepared
+// along the keys, key_units(kv_len) deep.
 template <class scalar_t>
 inline int64_t packed_keys_size(int64_t kv_len, int64_t head_dim) {
-  return round_up(kv_len, kPanel) * right_units<scalar_t>(head_dim);
+  return prepared_size<scalar_t>(head_dim, kv_len);
 }
 
 template <class scalar_t>
 inline int64_t packed_head_size(int64_t kv_len, int64_t head_dim) {
   return packed_keys_size<scalar_t>(kv_len, head_dim) +
-         key_units<scalar_t>(kv_len) * round_up(head_dim, kPanel);
+         key_units<scalar_t>(kv_len) * round_up(head_dim, kPreparedColumns<scalar_t>);
 }
 
-// Packs one head.  k, v: [kv_len, head_dim], rows kv_stride apart   rows: scratch, [4, head_dim]
+// Packs one head.
+//   k, v: [kv_len, head_dim], rows kv_stride apart   scratch: see prepare_scratch_size(head_dim)
 template <class scalar_t, class In>
 inline void pack_head(const In* k, const In* v, int64_t kv_len, int64_t head_dim, int64_t kv_stride,
-                      float* packed, float* rows) {
-  const int64_t units = right_units<scalar_t>(kv_len), depth = key_units<scalar_t>(kv_len);
+                      float* packed, float* scratch) {
+  const int64_t depth = key_units<scalar_t>(kv_len);
   float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
-  pack_columns<scalar_t>(k, kv_len, head_dim, kv_stride, packed, rows);
-  pack_rows<scalar_t>(v, kv_len, head_dim, kv_stride, values, depth * kPanel);
-  if (units < depth) {
-    for (int64_t j = 0; j < head_dim; j += kPanel) {
-      __builtin_memset(values + panel_offset(j, depth * kPanel) + units * kPanel, 0,
-                       (depth - units) * kPanel * sizeof(float));
-    }
+  prepare_columns<scalar_t>(k, kv_len, head_dim, kv_stride, packed, scratch);
+  for (int64_t j = 0; j < head_dim; j += kPanel) {
+    prepare_panel<scalar_t>(v + j, kv_stride, kv_len, head_dim - j < kPanel ? head_dim - j : kPanel,
+                            depth * Operand<scalar_t>::kPerUnit,
+                            values + prepared_offset<scalar_t>(j, 0, depth));
   }
 }
 
@@ -153,9 +152,16 @@ inline void pad_row(float* s, int64_t keys) {
   }
 }
 
+// Units of a row of kKeyBlock scores, if they are not written over the scores themselves.
+template <class scalar_t>
+constexpr int64_t kScoreUnits =
+    Operand<scalar_t>::kElementwise ? 0 : kKeyBlock / kSplitGroup * kParts * kPanel;
+
 // Floats of working memory that attend() needs per thread.
+template <class scalar_t>
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kQueryRows * (round_up(head_dim, 2) + kKeyBlock + round_up(head_dim, kPanel));
+  return kQueryRows * (left_units<scalar_t>(round_up(head_dim, 2)) + kKeyBlock +
+                       round_up(head_dim, kPanel) + kScoreUnits<scalar_t>);
 }
 
 // softmax(scale * q k^T) v for `num_rows` queries of one head, kQueryRows at a time.
@@ -165,11 +171,14 @@ template <class scalar_t, class Read, class Write>
 inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_t head_dim,
                    float scale, float* scratch, const Read& read, const Write& write) {
   using Op = Operand<scalar_t>;
-  const int64_t depth = right_units<scalar_t>(head_dim), q_size = left_units<scalar_t>(head_dim);
+  const int64_t depth = prepared_depth<scalar_t>(head_dim);
+  const int64_t q_size = left_units<scalar_t>(head_dim);
+  constexpr int64_t p_stride = Op::kElementwise ? kKeyBlock : kScoreUnits<scalar_t>;
   const int64_t o_stride = round_up(head_dim, kPanel);
   float* q_tile = scratch;                  // [kQueryRows, q_size]
   float* s = q_tile + kQueryRows * q_size;  // [kQueryRows, kKeyBlock], then as units
   float* o = s + kQueryRows * kKeyBlock;    // [kQueryRows, o_stride]
+  float* p = Op::kElementwise ? s : o + kQueryRows * o_stride;  // [kQueryRows, p_stride]
   const float* keys = packed;
   const float* values = packed + packed_keys_size<scalar_t>(kv_len, head_dim);
 
@@ -186,8 +195,8 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
     for (int64_t first = 0; first < kv_len; first += kKeyBlock) {
       const int64_t num_keys = kv_len - first < kKeyBlock ? kv_len - first : kKeyBlock;
       // s <- q k^T
-      gemm<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth * kPanel, s,
-                     kKeyBlock, /*accumulate=*/false);
+      gemm_prepared<scalar_t>(rows, num_keys, depth, q_tile, q_size, keys + first * depth, depth, s,
+                              kKeyBlock, /*accumulate=*/false);
       // s <- scale2 * s, and m of all rows
       // s <- 2^(s - m) as units;  l <- l * delta + sum s;  o <- o * delta
       float previous[kQueryRows];
@@ -202,7 +211,11 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
         float* row = s + i * kKeyBlock;
         const float sum = few ? softmax_few_row<scalar_t>(row, num_keys, scale * kLog2E)
                               : softmax_row<scalar_t>(row, num_keys, m[i]);
-        pad_row<scalar_t>(row, num_keys);
+        if constexpr (Op::kElementwise) {
+          pad_row<scalar_t>(row, num_keys);
+        } else {
+          Op::to_left(row, num_keys, p + i * p_stride);
+        }
         if (first > 0 && m[i] != previous[i]) {
           const float delta = std::exp2(previous[i] - m[i]);
           l[i] *= delta;
@@ -213,9 +226,10 @@ inline void attend(const float* packed, int64_t num_rows, int64_t kv_len, int64_
         l[i] += sum;
       }
       // o <- o + s v
-      gemm<scalar_t>(rows, head_dim, key_units<scalar_t>(num_keys), s, kKeyBlock,
-                     values + first / Op::kPerUnit * kPanel, key_units<scalar_t>(kv_len) * kPanel,
-                     o, o_stride, /*accumulate=*/first > 0);
+      const int64_t value_depth = key_units<scalar_t>(kv_len);
+      gemm_prepared<scalar_t>(rows, head_dim, key_units<scalar_t>(num_keys), p, p_stride,
+                              values + prepared_offset<scalar_t>(0, first, value_depth),
+                              value_depth, o, o_stride, /*accumulate=*/first > 0);
     }
     // o <- o / l
     for (int64_t i = 0; i < rows; ++i) {

@@ -28,7 +28,7 @@ void run(const SraShape& s, const Tensor& q, const Tensor& kv, double scale, Ten
   const auto pack = PVT_BEST_LEVEL(pack_head<scalar_t, scalar_t>);
   const auto attend = PVT_BEST_LEVEL(attend_rows<scalar_t>);
   const int64_t packed_size = PVT_BEST_LEVEL(packed_head_size<scalar_t>)(s.kv_len, s.head_dim);
-  const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size)(s.head_dim);
+  const int64_t scratch_size = PVT_BEST_LEVEL(attend_scratch_size<scalar_t>)(s.head_dim);
 
   const int64_t num_blocks = (s.N + kRowsPerTask - 1) / kRowsPerTask;
   parallel_for(s.B * s.num_heads * num_blocks, 1, [&](int64_t begin, int64_t end) {

@@ -23,6 +23,12 @@ std::vector<scalar_t> random_values(int64_t count, unsigned seed, double size = 
   return values;
 }
 
+inline float from_bits(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // What the processor has to run, if it is to test a level.
 inline pvt::CpuLevel without_emulation(pvt::CpuLevel level) {
 #if defined(PVT_EMULATED_AMX)

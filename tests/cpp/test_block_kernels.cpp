@@ -195,8 +195,9 @@ struct MlpCase {
 };
 // The last four: tiles of AMX in pairs and alone, with rows in common, of one step and of more, and
 // hidden channels that end in either half of a square.
-constexpr MlpCase kMlpCases[] = {{13, 64, 128}, {1, 7, 5},    {25, 33, 300}, {7, 130, 65},
-                                 {50, 64, 301}, {33, 96, 87}, {98, 32, 48},  {65, 64, 256}};
+constexpr MlpCase kMlpCases[] = {{13, 64, 128}, {1, 7, 5},     {25, 33, 300},
+                                 {7, 130, 65},  {20, 301, 40}, {50, 64, 301},
+                                 {33, 96, 87},  {98, 32, 48},  {65, 64, 256}};
 
 template <class scalar_t, class Level>
 void check_mlp() {
@@ -217,20 +218,19 @@ void check_mlp() {
 
 // A token with a NaN or an infinity becomes NaN, and no other changes by a bit.
 template <class scalar_t, class Level>
-void check_bad_token() {
-  constexpr int64_t kRows = 13, kBad = 5;
+void check_bad_token(int64_t rows, int64_t bad_row) {
   const Mlp<scalar_t> mlp(64, 300);
-  const auto x = random_values<float>(kRows * mlp.C, 1);
+  const auto x = random_values<float>(rows * mlp.C, 1);
   auto expected = x;
-  Level::template mlp_by_rows<scalar_t>(mlp.args(), expected, kRows);
+  Level::template mlp_by_rows<scalar_t>(mlp.args(), expected, rows);
   for (float bad :
        {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
         std::numeric_limits<float>::infinity()}) {
     auto out = x;
-    out[kBad * mlp.C + 3] = bad;
-    Level::template mlp_by_rows<scalar_t>(mlp.args(), out, kRows);
-    for (int64_t i = 0; i < kRows * mlp.C; ++i) {
-      REQUIRE((i / mlp.C == kBad ? std::isnan(out[i]) : out[i] == expected[i]));
+    out[bad_row * mlp.C + 3] = bad;
+    Level::template mlp_by_rows<scalar_t>(mlp.args(), out, rows);
+    for (int64_t i = 0; i < rows * mlp.C; ++i) {
+      REQUIRE((i / mlp.C == bad_row ? std::isnan(out[i]) : out[i] == expected[i]));
     }
   }
 }
@@ -293,7 +293,8 @@ struct AttentionCase {
 constexpr AttentionCase kAttentionCases[] = {{13, 1, 64, 49},
                                              {1, 3, 5, 1},
                                              {7, 2, 33, 20},
-                                             {9, 3, 8, 17}};
+                                             {9, 3, 8, 17},
+                                             {35, 2, 40, 300}};
 
 template <class scalar_t, class Level>
 void check_attention() {
@@ -470,7 +471,8 @@ void check_head() {
 template <class scalar_t, class Level>
 void check_dtype() {
   check_mlp<scalar_t, Level>();
-  check_bad_token<scalar_t, Level>();
+  check_bad_token<scalar_t, Level>(13, 5);
+  check_bad_token<scalar_t, Level>(70, 20);
   check_conv_mlp<scalar_t, Level>();
   check_attention<scalar_t, Level>();
   check_convolution<scalar_t, Level>(/*image=*/false);
@@ -479,7 +481,8 @@ void check_dtype() {
 
 template <class Level>
 void check_level() {
-  check_dtype<float, Level>();
+  check_mlp<float, Level>();
+  check_dtype<pvt::PackedFloat, Level>();
   check_dtype<BFloat16, Level>();
   check_dtype<int8_t, Level>();
   check_pooling<Level>();

@@ -86,7 +86,7 @@ struct Bodies {
     const int64_t head_size = packed_head_size<Type>(args.kv_len, args.head_dim);
     std::vector<float> packed = memory(args.num_heads * head_size);
     for (int64_t h = 0; h < args.num_heads; ++h) {
-      std::vector<float> keys = memory(4 * args.head_dim);
+      std::vector<float> keys = memory(prepare_scratch_size<Type>(args.head_dim));
       const float* k = kv.data() + h * args.head_dim;
       pack_head<Type>(k, k + args.C, args.kv_len, args.head_dim, 2 * args.C,
                       packed.data() + h * head_size, keys.data());

@@ -14,12 +14,6 @@ double exact_gelu(double x) {
   return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
 }
 
-float from_bits(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 // Calls check(x, f(x)) for about four million floats of both signs, from 0 to infinity.
 template <class F, class Check>
 void sweep(F f, Check check) {

@@ -1,4 +1,5 @@
 // The matrix product of the CPU kernels against double, where everything is exact but its sums.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -16,7 +17,7 @@ struct Shape {
 
 // About every number of tiles, whole and not, of every level, and every part of a block of a sum.
 std::vector<Shape> shapes() {
-  std::vector<Shape> shapes;
+  std::vector<Shape> shapes{{0, 64, 48}};
   std::mt19937 generator(0);
   const int64_t rows[] = {1, 2, 6, 7, 15, 16, 17, 24, 31, 32, 33, 48, 50, 65, 108};
   const int64_t columns[] = {1, 15, 16, 17, 32, 48, 49, 64, 65, 100, 128, 130};
@@ -62,7 +63,8 @@ void check_products(const Shape& s, unsigned seed) {
   const std::vector<float> right = right_values(s.columns, s.depth, generator);
   const int64_t width = (s.columns + Products::kWidth - 1) / Products::kWidth * Products::kWidth;
   const int64_t stride = width + 5;
-  const std::vector<float> before = random_values<float>(s.rows * stride - 5, seed);
+  const std::vector<float> before =
+      random_values<float>(std::max<int64_t>(s.rows * stride - 5, 0), seed);
   for (const bool accumulate : {false, true}) {
     std::vector<float> c = before;
     Products::template multiply<scalar_t>(left, right, s.rows, s.columns, s.depth, c, stride,
@@ -112,25 +114,123 @@ void check_bits(const Shape& s, unsigned seed) {
   }
 }
 
+// Floats with all their bits, and of every size. In parts sums are closer than of multiply-adds.
 template <class Products>
-void check_level() {
-  unsigned seed = 0;
-  for (const Shape& shape : shapes()) {
-    ++seed;
-    check_products<Products, float>(shape, seed);
-    check_products<Products, pvt::BFloat16>(shape, seed);
-    check_products<Products, pvt::Half>(shape, seed);
-    check_products<Products, int8_t>(shape, seed);
-    if (seed % 7 == 0) {
-      check_bits<Products, float>(shape, seed);
-      check_bits<Products, pvt::BFloat16>(shape, seed);
-      check_bits<Products, int8_t>(shape, seed);
+void check_rounding(const Shape& s, unsigned seed) {
+  CAPTURE(s.rows);
+  CAPTURE(s.columns);
+  CAPTURE(s.depth);
+  std::vector<float> left = random_values<float>(s.rows * s.depth, seed);
+  const std::vector<float> right = random_values<float>(s.columns * s.depth, seed + 1);
+  for (size_t i = 0; i < left.size(); ++i) {
+    left[i] = std::ldexp(left[i], static_cast<int>(i % 41) - 20);
+  }
+  const int64_t stride = (s.columns + Products::kWidth - 1) / Products::kWidth * Products::kWidth;
+  std::vector<float> c(s.rows * stride);
+  Products::template multiply<pvt::PackedFloat>(left, right, s.rows, s.columns, s.depth, c, stride,
+                                                false);
+  double worst = 0;
+  for (int64_t i = 0; i < s.rows; ++i) {
+    for (int64_t j = 0; j < s.columns; ++j) {
+      double sum = 0, size = 0;
+      for (int64_t k = 0; k < s.depth; ++k) {
+        const double product = double{left[i * s.depth + k]} * right[j * s.depth + k];
+        sum += product, size += std::abs(product);
+      }
+      worst = std::max(worst, std::abs(c[i * stride + j] - sum) / size);
+    }
+  }
+  CHECK(worst < (Products::kInParts ? 4e-7 : 1e-6));
+}
+
+// Products with a unit matrix on either side give every float back, whatever its bits; only what
+// is too small for bfloat16 to be a part of it, or as large as none, is not among them.
+template <class Products>
+void check_identity() {
+  constexpr int64_t kSize = 48;
+  std::mt19937 generator(3);
+  std::uniform_int_distribution<uint32_t> bits;
+  std::uniform_int_distribution<int> exponents(-100, 126);
+  std::vector<float> values(kSize * kSize), unit(kSize * kSize), transposed(kSize * kSize);
+  for (int64_t i = 0; i < kSize * kSize; ++i) {
+    const uint32_t pattern = (bits(generator) & 0x807fffffu) | 0x3f800000u;
+    values[i] = std::ldexp(from_bits(pattern), exponents(generator));
+    unit[i] = i / kSize == i % kSize ? 1.f : 0.f;
+  }
+  for (int64_t i = 0; i < kSize * kSize; ++i) {
+    transposed[i % kSize * kSize + i / kSize] = values[i];
+  }
+  std::vector<float> left(kSize * kSize), right(kSize * kSize);
+  Products::template multiply<pvt::PackedFloat>(values, unit, kSize, kSize, kSize, left, kSize,
+                                                false);
+  Products::template multiply<pvt::PackedFloat>(unit, transposed, kSize, kSize, kSize, right, kSize,
+                                                false);
+  CHECK(std::memcmp(left.data(), values.data(), kSize * kSize * sizeof(float)) == 0);
+  CHECK(std::memcmp(right.data(), values.data(), kSize * kSize * sizeof(float)) == 0);
+}
+
+// A NaN or an infinity stays in its row or column, and is not lost.
+template <class Products>
+void check_bad_values() {
+  constexpr int64_t kRows = 40, kColumns = 50, kDepth = 70, kStride = 64;
+  for (const uint32_t bad : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu, 0xffffffffu,
+                             0x7f800000u, 0xff800000u}) {
+    std::vector<float> left = random_values<float>(kRows * kDepth, 1);
+    std::vector<float> right = random_values<float>(kColumns * kDepth, 2);
+    left[7 * kDepth + 3] = right[33 * kDepth + 69] = from_bits(bad);
+    std::vector<float> c(kRows * kStride);
+    Products::template multiply<pvt::PackedFloat>(left, right, kRows, kColumns, kDepth, c, kStride,
+                                                  false);
+    for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t j = 0; j < kColumns; ++j) {
+        REQUIRE(std::isfinite(c[i * kStride + j]) == (i != 7 && j != 33));
+      }
     }
   }
 }
 
+template <class Products>
+void check_packed_floats(const Shape& shape, unsigned seed) {
+  check_products<Products, pvt::PackedFloat>(shape, seed);
+  check_rounding<Products>(shape, seed);
+  if (seed % 7 == 0) {
+    check_bits<Products, pvt::PackedFloat>(shape, seed);
+  }
+}
+
+template <class Packed, class PreparedColumns, class PreparedRows>
+void check_level() {
+  unsigned seed = 0;
+  for (const Shape& shape : shapes()) {
+    ++seed;
+    check_products<Packed, float>(shape, seed);
+    check_products<Packed, pvt::BFloat16>(shape, seed);
+    check_products<Packed, pvt::Half>(shape, seed);
+    check_products<Packed, int8_t>(shape, seed);
+    check_packed_floats<Packed>(shape, seed);
+    check_packed_floats<PreparedColumns>(shape, seed);
+    check_packed_floats<PreparedRows>(shape, seed);
+    check_products<PreparedColumns, pvt::BFloat16>(shape, seed);
+    check_products<PreparedRows, pvt::BFloat16>(shape, seed);
+    if (seed % 7 == 0) {
+      check_bits<Packed, float>(shape, seed);
+      check_bits<Packed, pvt::BFloat16>(shape, seed);
+      check_bits<Packed, int8_t>(shape, seed);
+    }
+  }
+  check_identity<Packed>();
+  check_identity<PreparedColumns>();
+  check_identity<PreparedRows>();
+  check_bad_values<Packed>();
+  check_bad_values<PreparedColumns>();
+  check_bad_values<PreparedRows>();
+}
+
 }  // namespace
 
-#define CHECK_PRODUCTS(level) check_level<pvt::level::Products>();
+#define CHECK_PRODUCTS(level)                                            \
+  check_level<pvt::level::Products<pvt::level::Right::kPacked>,          \
+              pvt::level::Products<pvt::level::Right::kPreparedColumns>, \
+              pvt::level::Products<pvt::level::Right::kPreparedRows>>();
 
 PVT_TEST_EVERY_LEVEL("matrix product", CHECK_PRODUCTS)

@@ -4,6 +4,10 @@
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
 
+// Which of the products, and of the ways to make its right-hand side.
+enum class Right { kPacked, kPreparedColumns, kPreparedRows };
+
+template <Right kRight>
 struct Products {
   // c = (accumulate ? c : 0) + left right^T, rows of c c_stride apart
   //   left: [rows, depth]   right: [columns, depth]; 8-bit weights are w + 128
@@ -11,15 +15,31 @@ struct Products {
   static void multiply(const std::vector<float>& left, const std::vector<float>& right,
                        int64_t rows, int64_t columns, int64_t depth, std::vector<float>& c,
                        int64_t c_stride, bool accumulate) {
-    using Op = Operand<scalar_t>;
     const int64_t gap = 3, stride = row_units<scalar_t>(depth) + gap;
-    const int64_t units = right_units<scalar_t>(depth);
-    std::vector<float> a(rows * stride - gap, NAN);  // NaN between rows
+    std::vector<float> a(std::max<int64_t>(rows * stride - gap, 0), NAN);  // NaN between rows
     for (int64_t i = 0; i < rows; ++i) {
-      Op::to_left(left.data() + i * depth, depth, a.data() + i * stride);
+      Operand<scalar_t>::to_left(left.data() + i * depth, depth, a.data() + i * stride);
     }
-    std::vector<float> b(packed_size<scalar_t>(depth, columns));
-    if constexpr (Op::kHeader > 0) {
+    if constexpr (kRight == Right::kPacked) {
+      const int64_t units = right_units<scalar_t>(depth);
+      const std::vector<float> b = pack<scalar_t>(right, columns, depth);
+      gemm<scalar_t>(rows, columns, units, a.data(), stride, b.data(), units * kPanel, c.data(),
+                     c_stride, accumulate);
+    } else {
+      const int64_t units = prepared_depth<scalar_t>(depth);
+      const std::vector<float> b = prepare<scalar_t>(right, columns, depth);
+      gemm_prepared<scalar_t>(rows, columns, units, a.data(), stride, b.data(), units, c.data(),
+                              c_stride, accumulate);
+    }
+  }
+
+  // As the model file has them.
+  template <class scalar_t>
+  static std::vector<float> pack(const std::vector<float>& right, int64_t columns, int64_t depth) {
+    using Type = std::conditional_t<std::is_same_v<scalar_t, PackedFloat>, float, scalar_t>;
+    const int64_t units = right_units<scalar_t>(depth);
+    std::vector<float> b(round_up(columns, kPanel) * units);
+    if constexpr (Operand<scalar_t>::kHeader > 0) {
       uint8_t* const bytes = reinterpret_cast<uint8_t*>(b.data());
       for (int64_t j = 0; j < columns; ++j) {
         for (int64_t k = 0; k < depth; ++k) {
@@ -29,11 +49,33 @@ struct Products {
       }
     } else {
       std::vector<float> scratch(4 * units);
-      pack_columns<scalar_t>(right.data(), columns, depth, depth, b.data(), scratch.data());
+      pack_columns<Type>(right.data(), columns, depth, depth, b.data(), scratch.data());
     }
-    gemm<scalar_t>(rows, columns, units, a.data(), stride, b.data(), units * kPanel, c.data(),
-                   c_stride, accumulate);
+    return b;
+  }
+
+  // Whatever of it is read before it is written spoils the result.
+  template <class scalar_t>
+  static std::vector<float> prepare(const std::vector<float>& right, int64_t columns,
+                                    int64_t depth) {
+    std::vector<float> b(prepared_size<scalar_t>(depth, columns), NAN);
+    if constexpr (kRight == Right::kPreparedColumns) {
+      std::vector<float> scratch(prepare_scratch_size<scalar_t>(depth), NAN);
+      prepare_columns<scalar_t>(right.data(), columns, depth, depth, b.data(), scratch.data());
+      return b;
+    }
+    std::vector<float> rows(depth * columns);
+    for (int64_t i = 0; i < depth * columns; ++i) {
+      rows[i % depth * columns + i / depth] = right[i];
+    }
+    for (int64_t j = 0; j < columns; j += kPanel) {
+      prepare_panel<scalar_t>(
+          rows.data() + j, columns, depth, std::min<int64_t>(kPanel, columns - j), depth,
+          b.data() + prepared_offset<scalar_t>(j, 0, prepared_depth<scalar_t>(depth)));
+    }
+    return b;
   }
 
   static constexpr int kWidth = kLanes;
+  static constexpr bool kInParts = kSplits<PackedFloat>;
 };

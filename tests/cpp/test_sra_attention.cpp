@@ -50,7 +50,7 @@ std::vector<double> attend_in_double(const Case& c, const std::vector<scalar_t>&
     const auto v = random_values<scalar_t>(c.kv_len * c.head_dim, 3);                              \
     std::vector<scalar_t> out(q.size());                                                           \
     std::vector<float> packed(pvt::level::packed_head_size<scalar_t>(c.kv_len, c.head_dim), NAN);  \
-    std::vector<float> scratch(pvt::level::attend_scratch_size(c.head_dim), NAN);                  \
+    std::vector<float> scratch(pvt::level::attend_scratch_size<scalar_t>(c.head_dim), NAN);        \
     pvt::level::pack_head<scalar_t>(k.data(), v.data(), c.kv_len, c.head_dim, c.head_dim,          \
                                     packed.data(), scratch.data());                                \
     const double scale = 1 / std::sqrt(double(c.head_dim));                                        \
