@@ -66,18 +66,19 @@ struct GeluSquare {
   }
 };
 
-// Two squares that take turns: while one is multiplied, the other's GELU is taken.
+// Two squares that alternate: while one is multiplied, the GELU of the other is taken.
 template <class scalar_t>
-class GeluTurns {
+class GeluPair {
  public:
-  explicit GeluTurns(int64_t steps) : steps_(steps) {}
+  // turns: times that work() is called for a square
+  explicit GeluPair(int64_t turns) : turns_(turns) {}
 
   GeluSquare<scalar_t>& current() { return squares_[current_]; }
-  // Step `step` of the current square is under way.
-  void work(int64_t step) const {
+  // The part of the other square that falls to a turn of the current one.
+  void work(int64_t turn) const {
     const GeluSquare<scalar_t>& previous = squares_[1 - current_];
-    const int64_t per_step = (previous.rows() + steps_ - 1) / steps_;
-    const int64_t first = step * per_step, last = first + per_step;
+    const int64_t per_turn = (previous.rows() + turns_ - 1) / turns_;
+    const int64_t first = turn * per_turn, last = first + per_turn;
     previous.gelu_rows(first, last < previous.rows() ? last : previous.rows());
   }
   // The current square's sums are there.
@@ -89,7 +90,7 @@ class GeluTurns {
 
  private:
   GeluSquare<scalar_t> squares_[2];
-  int64_t steps_;
+  int64_t turns_;
   int current_ = 0;
 };
 
@@ -99,7 +100,7 @@ class GeluTurns {
 inline void gelu_squares(const LinearArgs& fc1, const float* tokens, int64_t rows, int64_t units,
                          int64_t begin, int64_t count, float* hidden, int64_t hidden_stride) {
   const int64_t steps = units / kTile, height = tile_height(rows);
-  GeluTurns<BFloat16> turns(steps);
+  GeluPair<BFloat16> squares(steps);
   use_tiles(height);
   foreach_row_pair(rows, [&](const RowPair& pair) {
     for (int64_t j = 0; j < count; j += kSquare) {
@@ -111,17 +112,17 @@ inline void gelu_squares(const LinearArgs& fc1, const float* tokens, int64_t row
                            fc1.panel_stride,
                            nullptr,
                            0};
-      GeluSquare<BFloat16>& square = turns.current();
+      GeluSquare<BFloat16>& square = squares.current();
       multiply_square<BFloat16>(pair.tiles, columns <= kTile ? 1 : 2, product,
                                 {square.sums[0], square.sums[1], square.sums[2], square.sums[3]},
                                 kTile,
-                                /*accumulate=*/false, [&](int64_t step) { turns.work(step); });
+                                /*accumulate=*/false, [&](int64_t step) { squares.work(step); });
       square.expect(fc1, begin + j, columns, pair, height, hidden + row_units<BFloat16>(j),
                     hidden_stride);
-      turns.next();
+      squares.next();
     }
   });
-  turns.finish();
+  squares.finish();
 }
 
 // The same of parts.   C: inputs   next: what is multiplied afterwards
@@ -135,24 +136,24 @@ inline void gelu_split(const LinearArgs& fc1, const float* tokens, int64_t rows,
                              row_units<PackedFloat>(C),
                              fc1.weight + panel_offset(begin, fc1.panel_stride),
                              fc1.panel_stride};
-  GeluTurns<PackedFloat> turns(kTurns * split_steps(C));
+  GeluPair<PackedFloat> squares(kTurns * split_steps(C));
   foreach_split_square(
       product, /*at_once=*/C, next,
       [&](const SplitSquare& factors, int64_t j, int64_t /*k*/, const RowPair& pair,
           const auto& split_more) {
         const int64_t columns = count - j < kSquare ? count - j : kSquare;
-        GeluSquare<PackedFloat>& square = turns.current();
+        GeluSquare<PackedFloat>& square = squares.current();
         multiply_split(pair.tiles, columns <= kTile ? 1 : 2, factors,
                        {square.sums[0], square.sums[1], square.sums[2], square.sums[3]}, kTile,
-                       /*accumulate=*/false, [&](int64_t step) {
-                         turns.work(step);
+                       /*accumulate=*/false, [&](int64_t turn) {
+                         squares.work(turn);
                          split_more();
                        });
         square.expect(fc1, begin + j, columns, pair, tile_height(rows),
                       hidden + row_units<PackedFloat>(j), hidden_stride);
-        turns.next();
+        squares.next();
       });
-  turns.finish();
+  squares.finish();
 }
 
 #endif  // PVT_BODY_GELU_SQUARES

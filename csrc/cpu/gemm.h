@@ -16,7 +16,7 @@ constexpr int kPanel = 16;
 constexpr int kTileColumns = kTileVecs * kLanes;
 constexpr int kTileRows = 6;
 
-// Types whose products the tile unit takes (gemm_squares.h): several to a unit.
+// Types whose units are what the tile unit multiplies (gemm_squares.h): several to a unit.
 #if PVT_LEVEL == PVT_LEVEL_AMX
 template <class scalar_t>
 constexpr bool kHasTiles = (Operand<scalar_t>::kPerUnit > 1);
@@ -32,9 +32,8 @@ constexpr int64_t kFewRows = 4 * kTileRows;
 // 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
 // all rows read, have to be read more rarely.
 template <class scalar_t>
-constexpr RowLimits kRowLimits = kHasTiles<scalar_t> ? RowLimits{208, 32}
-                                 : kSplits<scalar_t> ? RowLimits{208, 32}
-                                                     : RowLimits{108, 1};
+constexpr RowLimits kRowLimits =
+    kHasTiles<scalar_t> || kSplits<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
 
 // Where column j is, from column 0 of panels that are panel_stride units apart.
 constexpr int64_t panel_offset(uint64_t j, int64_t panel_stride) {

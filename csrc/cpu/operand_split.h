@@ -1,14 +1,16 @@
 // float32 beside packed weights in a matrix product. Part of a kernel body (see foreach_level.h).
 //
-// The tile unit multiplies bfloat16. A float is the sum of three: its mantissa has 24 bits and
-// theirs have 8, so a = a0 + a1 + a2, each at most 2^-8 of the one before. Of the nine products of
-// a b, six are taken,
+// The tile unit multiplies bfloat16. A float is the sum of three, a = a0 + a1 + a2, for its
+// mantissa has 24 bits and theirs have 8. Of the nine products of a b, six are taken,
 //
-//   a0 b0 + (a0 b1 + a1 b0) + (a0 b2 + a1 b1 + a2 b0),
+//   a0 b0 + (a0 b1 + a1 b0) + (a0 b2 + a1 b1 + a2 b0).
 //
-// which leaves out less than 2^-23 of it, a unit in the last place of a float. A product of
-// bfloat16 is exact in float, so the error of a sum is smaller than that of multiply-adds of
-// floats. Six products of the tile unit take half as long as those.
+// |a1| <= 2^-8 |a| and |a2| <= 2^-15 |a|, so what is left out is less than 2^-22 of a b, as a rule
+// far less. The products that are taken are exact in float, and a sum of them is closer to the
+// exact one than a sum of multiply-adds. Six products of the tile unit take half as long.
+//
+// Parts below 2^-126 count as zero, as all that the unit multiplies; infinities become NaN, and so
+// do the floats beyond the largest bfloat16, from 3.396e38 on.
 #ifndef PVT_BODY_OPERAND_SPLIT
 #define PVT_BODY_OPERAND_SPLIT
 
@@ -20,8 +22,7 @@ constexpr int64_t kStepUnits = kParts * 2 * 16 * 16;
 #if PVT_LEVEL == PVT_LEVEL_AMX
 
 // The parts of 16 floats, largest first, each in the upper halves of the lanes; the lower half of
-// the third is of no meaning. Of infinities and NaN a part is NaN, so that every product with them
-// is.
+// the third is of no meaning. Of infinities and NaN a part is NaN, whatever their bits.
 struct Parts {
   UintVec first, second, third;
 };
@@ -35,7 +36,7 @@ inline Parts split(Vec x) {
   return {first, second, (UintVec)(rest - (Vec)second)};
 }
 
-// The units of 16 pairs of inputs, part by part, part_size apart.
+// The units of 16 pairs of inputs, part by part, parts part_size apart.
 inline void split_unit(Vec low, Vec high, float* units, int64_t part_size) {
   const Parts a = split(low), b = split(high);
   store(units, (Vec)(a.first >> 16 | b.first));
@@ -43,9 +44,9 @@ inline void split_unit(Vec low, Vec high, float* units, int64_t part_size) {
   store(units + 2 * part_size, (Vec)(a.third >> 16 | (b.third & kUpperHalf)));
 }
 
-// The unit of a tile's row i are the inputs i and i + 16 of a group, on both sides. A left-hand row
-// has a group after the other, [kParts][16] units each; the right-hand side is packed floats, which
-// a product takes apart for all rows (split_squares.h).
+// Unit i of a group is its inputs i and i + 16, on both sides: no lane changes its place. A
+// left-hand row has one group after the other, [kParts][16] units each. The right-hand side is
+// packed floats, which a product takes apart for all its rows (split_squares.h), or is prepared.
 template <>
 struct Operand<PackedFloat> {
   using Element = float;

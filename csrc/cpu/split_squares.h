@@ -1,8 +1,8 @@
 // Products of floats by the tile unit, in parts (operand_split.h). Part of a kernel body
 // (foreach_level.h).
 //
-// 32 columns of the right-hand side are taken apart while those before them are multiplied, a few
-// rows in a step: the tile unit and the vector unit work at the same time.
+// 32 columns of the right-hand side are taken apart while those before them are multiplied, a row
+// or a few at a time: the tile unit and the vector unit work at the same time.
 #ifndef PVT_BODY_SPLIT_SQUARES
 #define PVT_BODY_SPLIT_SQUARES
 
@@ -15,7 +15,6 @@ inline int64_t split_steps(int64_t inputs) {
 // Takes panels of at most kSquare columns apart, a few rows of units at a time.
 class SplitPanels {
  public:
-  SplitPanels() = default;
   // units: [split_steps(block.depth)][kStepUnits]   ahead: read into cache meanwhile
   SplitPanels(const NextPanels& block, const NextPanels& ahead, float* units)
       : block_(block), ahead_(ahead), rows_(split_steps(block.depth) * kTile), units_(units) {}
@@ -54,8 +53,8 @@ class SplitPanels {
   }
 
   NextPanels block_, ahead_;
-  int64_t rows_ = 0, done_ = 0;
-  float* units_ = nullptr;
+  int64_t rows_, done_ = 0;
+  float* units_;
 };
 
 // Products of a step, four tiles each, with time for something else after each.
