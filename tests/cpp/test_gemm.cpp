@@ -192,7 +192,9 @@ void check_bad_values() {
 template <class Products>
 void check_packed_floats(const Shape& shape, unsigned seed) {
   check_products<Products, pvt::PackedFloat>(shape, seed);
-  check_rounding<Products>(shape, seed);
+  if (seed % 3 == 0) {
+    check_rounding<Products>(shape, seed);
+  }
   if (seed % 7 == 0) {
     check_bits<Products, pvt::PackedFloat>(shape, seed);
   }
@@ -208,10 +210,12 @@ void check_level() {
     check_products<Packed, pvt::Half>(shape, seed);
     check_products<Packed, int8_t>(shape, seed);
     check_packed_floats<Packed>(shape, seed);
-    check_packed_floats<PreparedColumns>(shape, seed);
-    check_packed_floats<PreparedRows>(shape, seed);
-    check_products<PreparedColumns, pvt::BFloat16>(shape, seed);
-    check_products<PreparedRows, pvt::BFloat16>(shape, seed);
+    if (seed % 4 == 0) {  // the emulation of instructions takes its time
+      check_packed_floats<PreparedColumns>(shape, seed);
+      check_packed_floats<PreparedRows>(shape, seed);
+      check_products<PreparedColumns, pvt::BFloat16>(shape, seed);
+      check_products<PreparedRows, pvt::BFloat16>(shape, seed);
+    }
     if (seed % 7 == 0) {
       check_bits<Packed, float>(shape, seed);
       check_bits<Packed, pvt::BFloat16>(shape, seed);
