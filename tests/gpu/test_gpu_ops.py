@@ -272,7 +272,6 @@ def test_has_the_kernels_that_the_documentation_says(name, case, gpu):
         (cases.AttentionBlockCase(2, 197, 320, 5, 49), False),
         (cases.AttentionBlockCase(2, 50, 512, 8, 256), False),
         (cases.AttentionBlockCase(2, 50, 512, 8, 257), True),
-        (cases.AttentionBlockCase(1024, 64, 320, 5, 49), True),
     ],
     ids=str,
 )
@@ -280,6 +279,15 @@ def test_attention_of_few_tokens_is_three_kernels(case, is_fused, gpu):
     names = kernels_of("attention_block_", drawn(case, gpu))
     assert any("attention_block_kernel" in key for key in names) == is_fused, names
     three = ("::linear_kernel", "sra_attention_kernel", "streamed_linear_kernel")
+    assert is_fused or all(any(part in key for key in names) for part in three), names
+
+
+def test_attention_of_many_tokens_is_three_kernels_where_there_are_warpgroups(gpu):
+    case = cases.AttentionBlockCase(1024, 64, 320, 5, 49)
+    names = kernels_of("attention_block_", drawn(case, gpu))
+    is_fused = kernel_of_many_rows("attention_block_", case.C) == "attention_block_kernel"
+    assert any("attention_block_kernel" in key for key in names) == is_fused, names
+    three = ("staying_linear_kernel", "sra_attention_kernel", "passing_linear_kernel")
     assert is_fused or all(any(part in key for key in names) for part in three), names
 
 
