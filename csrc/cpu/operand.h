@@ -14,7 +14,7 @@
 
 constexpr int64_t kSumBlock = 256;  // products summed before they join the running sum
 
-inline int64_t round_up(int64_t n, int64_t multiple) {
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
@@ -70,7 +70,7 @@ struct Operand {
 
 // Right-hand units that hold `count` inputs.
 template <class scalar_t>
-inline int64_t right_units(int64_t count) {
+constexpr int64_t right_units(int64_t count) {
   return (count + Operand<scalar_t>::kPerUnit - 1) / Operand<scalar_t>::kPerUnit;
 }
 
@@ -83,7 +83,7 @@ constexpr int kSplitGroup = 32;
 
 // Left-hand units of `count` inputs, without headers.
 template <class scalar_t>
-inline int64_t left_units(int64_t count) {
+constexpr int64_t left_units(int64_t count) {
   if constexpr (kSplits<scalar_t>) {
     return round_up(count, kSplitGroup) / 2 * kParts;
   } else {

@@ -155,13 +155,13 @@ inline void pad_row(float* s, int64_t keys) {
 // Units of a row of kKeyBlock scores, if they are not written over the scores themselves.
 template <class scalar_t>
 constexpr int64_t kScoreUnits =
-    Operand<scalar_t>::kElementwise ? 0 : kKeyBlock / kSplitGroup * kParts * kPanel;
+    Operand<scalar_t>::kElementwise ? 0 : left_units<scalar_t>(kKeyBlock);
 
 // Floats of working memory that attend() needs per thread.
 template <class scalar_t>
 inline int64_t attend_scratch_size(int64_t head_dim) {
-  return kQueryRows * (left_units<scalar_t>(round_up(head_dim, 2)) + kKeyBlock +
-                       round_up(head_dim, kPanel) + kScoreUnits<scalar_t>);
+  return kQueryRows * (left_units<scalar_t>(head_dim) + kKeyBlock + round_up(head_dim, kPanel) +
+                       kScoreUnits<scalar_t>);
 }
 
 // softmax(scale * q k^T) v for `num_rows` queries of one head, kQueryRows at a time.
