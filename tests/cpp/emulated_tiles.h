@@ -6,7 +6,6 @@
 
 #include <immintrin.h>
 
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -96,54 +95,61 @@ inline void stored(int number, void* base, int64_t stride) {
   }
 }
 
-// sum[m][n] = add(sum[m][n], a's row m, b's column n), both as units of four bytes, `units` of
-// them.
-template <class Sum, class Add>
-void each_sum(int sum, int a, int b, const Add& add) {
-  Tile &s = configured(sum), &x = configured(a), &y = configured(b);
-  require(s.rows == x.rows && x.row_bytes == 4 * y.rows && s.row_bytes == y.row_bytes,
+inline void require_product(const Tile& sum, const Tile& a, const Tile& b) {
+  require(sum.rows == a.rows && a.row_bytes == 4 * b.rows && sum.row_bytes == b.row_bytes,
           "sizes of a product");
-  for (int m = 0; m < s.rows; ++m) {
-    for (int n = 0; n < s.row_bytes / 4; ++n) {
-      uint8_t column[64];
-      for (int k = 0; k < y.rows; ++k) {
-        std::memcpy(column + 4 * k, y.bytes[k] + 4 * n, 4);
-      }
-      Sum total;
-      std::memcpy(&total, s.bytes[m] + 4 * n, 4);
-      total = add(total, x.bytes[m], column, y.rows);
-      std::memcpy(s.bytes[m] + 4 * n, &total, 4);
-    }
-  }
 }
 
-// Of pairs, the first and the second add up separately; denormal numbers are zeros.
+// A row of a tile in parts of four bytes.
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+// The upper (part: 1) or lower half of each word, denormal numbers as zeros.
+inline Floats widen(Words words, int part) {
+  const Words bits = part == 1 ? words & 0xffff0000u : words << 16;
+  return (Floats)((bits & 0x7f800000u) == 0 ? Words{} : bits);
+}
+
+// Of pairs, the first and the second add up separately. Products of eight bits are exact.
 inline void dpbf16ps(int sum, int a, int b) {
-  const auto widen = [](const uint8_t* bytes) {
-    uint16_t upper;
-    std::memcpy(&upper, bytes, sizeof upper);
-    const uint32_t bits = uint32_t{upper} << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return std::fpclassify(x) == FP_SUBNORMAL ? 0.f : x;
-  };
-  each_sum<float>(sum, a, b, [&](float total, const uint8_t* x, const uint8_t* y, int units) {
-    float parts[2] = {};
-    for (int k = 0; k < 2 * units; ++k) {
-      parts[k % 2] = std::fma(widen(x + 2 * k), widen(y + 2 * k), parts[k % 2]);
+  Tile &s = configured(sum), &x = configured(a), &y = configured(b);
+  require_product(s, x, y);
+  Floats right[16][2];
+  for (int k = 0; k < y.rows; ++k) {
+    Words words;
+    std::memcpy(&words, y.bytes[k], sizeof words);
+    right[k][0] = widen(words, 0), right[k][1] = widen(words, 1);
+  }
+  for (int m = 0; m < s.rows; ++m) {
+    Words words;
+    std::memcpy(&words, x.bytes[m], sizeof words);
+    const Floats left[2] = {widen(words, 0), widen(words, 1)};
+    Floats parts[2] = {}, total;
+    for (int k = 0; k < y.rows; ++k) {
+      parts[0] += left[0][k] * right[k][0];
+      parts[1] += left[1][k] * right[k][1];
     }
-    return total + (parts[0] + parts[1]);
-  });
+    std::memcpy(&total, s.bytes[m], sizeof total);
+    total += parts[0] + parts[1];
+    std::memcpy(s.bytes[m], &total, sizeof total);
+  }
 }
 
 // Signed bytes of a times unsigned bytes of b, modulo 2^32.
 inline void dpbsud(int sum, int a, int b) {
-  each_sum<uint32_t>(sum, a, b, [](uint32_t total, const uint8_t* x, const uint8_t* y, int units) {
-    for (int k = 0; k < 4 * units; ++k) {
-      total += static_cast<uint32_t>(static_cast<int8_t>(x[k]) * y[k]);
+  Tile &s = configured(sum), &x = configured(a), &y = configured(b);
+  require_product(s, x, y);
+  for (int m = 0; m < s.rows; ++m) {
+    for (int n = 0; n < s.row_bytes / 4; ++n) {
+      uint32_t total;
+      std::memcpy(&total, s.bytes[m] + 4 * n, 4);
+      for (int k = 0; k < 4 * y.rows; ++k) {
+        const int left = static_cast<int8_t>(x.bytes[m][k]);
+        total += static_cast<uint32_t>(left * y.bytes[k / 4][4 * n + k % 4]);
+      }
+      std::memcpy(s.bytes[m] + 4 * n, &total, 4);
     }
-    return total;
-  });
+  }
 }
 
 }  // namespace emulated_tiles
