@@ -26,6 +26,18 @@ struct NextPanels {
   int64_t panel_stride = 0, columns = 0, depth = 0;
 };
 
+inline bool same_block(const NextPanels& a, const NextPanels& b) {
+  return a.panels == b.panels && a.columns == b.columns && a.depth == b.depth;
+}
+
+// Weights that one product of floats in parts (split_squares.h) takes apart for the next one, which
+// has to be the thread's next.
+struct SplitBlocks {
+  int64_t inputs;         // of the products' blocks, at most
+  NextPanels ready = {};  // what is taken apart,
+  int current = 0;        // and in which of two places
+};
+
 // How many rows a thread takes at once (row_tiles.h): at most, and, as a rule, a multiple.
 struct RowLimits {
   int64_t max_height, multiple;

@@ -131,7 +131,7 @@ void run_columns(const Images& images, const AttentionArgs& args) {
   float* packed = thread_scratch<Scratch::kShared>(s.B * image_size + rows * (stride + depth));
   float* q = packed + s.B * image_size;  // [rows, stride], then the heads' output
   float* tokens = q + rows * stride;     // [rows, depth]
-  const int64_t tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t tile = columns_per_task(s.C, PVT_BEST_LEVEL(kMostColumns<scalar_t>));
   const int64_t column_tiles = (s.C + tile - 1) / tile;
   const int64_t threads = torch::stable::get_num_threads();  // take turns, as a rule
 

@@ -24,11 +24,14 @@ inline void convolve_grid_row(const float* const* rows, int64_t W, int64_t colum
 
 // sums[:, 0:columns] <- fc1 of those tokens and columns, with its bias and ReLU, before the
 // convolution.   sums: [rows, kTileColumns]   begin: a multiple of kTileColumns
+//   next, kept: see gemm()
 template <class scalar_t>
 inline void hidden_before_convolution(const ConvMlpArgs& args, const float* tokens, int64_t rows,
-                                      int64_t begin, int64_t columns, float* sums) {
-  linear_columns<scalar_t>(args.mlp.fc1, tokens, rows, args.mlp.C, begin, columns, sums,
-                           kTileColumns);
+                                      int64_t begin, int64_t columns, float* sums,
+                                      const NextPanels& next, SplitBlocks* kept) {
+  multiply_columns<scalar_t>(args.mlp.fc1, tokens, rows, args.mlp.C, begin, columns, sums,
+                             kTileColumns, next, kept);
+  complete<scalar_t>(args.mlp.fc1, begin, columns, rows, sums, kTileColumns);
   for (int64_t i = 0; args.relu && i < rows * kTileColumns; i += kLanes) {
     store(sums + i, max(Vec{}, load(sums + i)));
   }
@@ -76,6 +79,11 @@ inline void hidden_after_convolution(const ConvMlpArgs& args, const float* const
                               args.conv_bias + begin, hidden.at(row, column), hidden.stride());
 }
 
+// Columns of hidden_columns_of_images(): whole groups of floats in parts, and so few that threads
+// rarely wait for another.
+template <class scalar_t>
+constexpr int64_t kConvolvedColumns = kSplits<scalar_t> ? 128 : kGeluColumns<scalar_t>;
+
 // Floats of working memory that hidden_columns_of_images() needs.
 template <class scalar_t>
 inline int64_t conv_columns_scratch_size(const ConvMlpArgs& args, int64_t images) {
@@ -86,7 +94,7 @@ inline int64_t conv_columns_scratch_size(const ConvMlpArgs& args, int64_t images
 // hidden[:, 0:count] <- channels [begin, begin + count) of the hidden layer of whole images, ready
 // for fc2
 //   tokens: [images * H * W, row_units(C)]   hidden: rows hidden_stride units apart
-//   begin: a multiple of kGeluColumns   count: at most that
+//   begin: a multiple of kConvolvedColumns   count: at most that
 template <class scalar_t>
 inline void hidden_columns_of_images(const ConvMlpArgs& args, const float* tokens, int64_t images,
                                      int64_t begin, int64_t count, float* hidden,
@@ -96,9 +104,13 @@ inline void hidden_columns_of_images(const ConvMlpArgs& args, const float* token
   float* sums = outside + row_size;  // [images * H, W, kTileColumns]
   const HiddenRows<scalar_t> out{hidden, hidden_stride, sums + images * H * row_size};
   __builtin_memset(outside, 0, row_size * sizeof(float));
+  SplitBlocks blocks{args.mlp.C};
   for (int64_t j = 0; j < count; j += kTileColumns) {
     const int64_t columns = count - j < kTileColumns ? count - j : kTileColumns;
-    hidden_before_convolution<scalar_t>(args, tokens, images * H * W, begin + j, columns, sums);
+    hidden_before_convolution<scalar_t>(
+        args, tokens, images * H * W, begin + j, columns, sums,
+        first_panels<scalar_t>(args.mlp.fc1, args.mlp.C, begin + count, begin + j + columns, 0),
+        &blocks);
     for (int64_t y = 0; y < images * H; ++y) {
       const float* row = sums + y * row_size;
       const float* rows[3] = {y % H == 0 ? outside : row - row_size, row,
@@ -109,9 +121,10 @@ inline void hidden_columns_of_images(const ConvMlpArgs& args, const float* token
   out.finish(images * H * W, count);
 }
 
-// Grid rows in a step: about a hundred tokens, which make good use of each weight read.
+// Grid rows in a step: as many tokens as make good use of each weight read, see kRowLimits.
+template <class scalar_t>
 inline int64_t rows_per_step(const ConvMlpArgs& args, int64_t rows) {
-  constexpr int64_t kTokens = 112;
+  constexpr int64_t kTokens = kOnTiles<scalar_t> ? 208 : 112;
   const int64_t most = kTokens / args.W < 1 ? 1 : kTokens / args.W;
   const int64_t steps = (rows + most - 1) / most;
   return (rows + steps - 1) / steps;
@@ -120,7 +133,8 @@ inline int64_t rows_per_step(const ConvMlpArgs& args, int64_t rows) {
 // Floats of working memory that conv_mlp_band() needs for a band of `rows` grid rows.
 template <class scalar_t>
 inline int64_t conv_mlp_scratch_size(const ConvMlpArgs& args, int64_t rows) {
-  const int64_t step = rows_per_step(args, rows), width = round_up(args.mlp.hidden, kTileColumns);
+  const int64_t step = rows_per_step<scalar_t>(args, rows),
+                width = round_up(args.mlp.hidden, kTileColumns);
   return (step + 2) * args.W * (row_units<scalar_t>(args.mlp.C) + kTileColumns) +
          2 * args.W * width +
          step * args.W * (row_units<scalar_t>(kHiddenBlock) + round_up(args.mlp.C, kPanel)) +
@@ -134,7 +148,7 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
   const int64_t C = mlp.C, W = args.W, depth = row_units<scalar_t>(C);
   const int64_t hidden_stride = row_units<scalar_t>(kHiddenBlock);
   const int64_t out_stride = round_up(C, kPanel), row_size = W * kTileColumns;
-  const int64_t step = rows_per_step(args, band.end - band.begin);
+  const int64_t step = rows_per_step<scalar_t>(args, band.end - band.begin);
   float* tokens = scratch;                        // [step + 2, W, depth]
   float* sums = tokens + (step + 2) * W * depth;  // [step + 2, W, kTileColumns]
   float* units = sums + (step + 2) * row_size;    // [step, W, hidden_stride]
@@ -142,6 +156,7 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
   float* waiting = out + step * W * out_stride;   // [step, W, kHiddenBlock], see HiddenRows
   float* kept_rows = waiting + HiddenRows<scalar_t>::waiting_size(step * W);  // two of every tile
   const HiddenRows<scalar_t> hidden{units, hidden_stride, waiting};
+  SplitBlocks blocks{C < kHiddenBlock ? kHiddenBlock : C};
 
   for (int64_t y = band.begin; y < band.end; y += step) {
     const int64_t count = band.end - y < step ? band.end - y : step;
@@ -175,8 +190,11 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
         if (ends_outside) {
           __builtin_memset(sums + (count + 1) * row_size, 0, row_size * sizeof(float));
         }
+        const NextPanels next =
+            j + columns < size ? first_panels<scalar_t>(mlp.fc1, C, h + size, h + j + columns, 0)
+                               : first_panels<scalar_t>(mlp.fc2, h + size, C, 0, h);
         hidden_before_convolution<scalar_t>(args, tokens + skip * W * depth, new_rows * W, h + j,
-                                            columns, fresh + skip * row_size);
+                                            columns, fresh + skip * row_size, next, &blocks);
         for (int64_t i = 0; i < count; ++i) {
           const float* rows[3] = {sums + i * row_size, sums + (i + 1) * row_size,
                                   sums + (i + 2) * row_size};
@@ -185,9 +203,14 @@ inline void conv_mlp_band(const ConvMlpArgs& args, const Band& band, float* scra
         __builtin_memcpy(kept, sums + count * row_size, 2 * row_size * sizeof(float));
       }
       hidden.finish(count * W, size);
+      const bool is_last = h + size == mlp.hidden;
+      const NextPanels next =
+          is_last && y + step >= band.end
+              ? NextPanels{}
+              : first_panels<scalar_t>(mlp.fc1, C, mlp.hidden, is_last ? 0 : h + size, 0);
       gemm<scalar_t>(count * W, C, right_units<scalar_t>(size), units, hidden_stride,
                      mlp.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
-                     mlp.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0);
+                     mlp.fc2.panel_stride, out, out_stride, /*accumulate=*/h > 0, next, &blocks);
     }
     add_residual<scalar_t>(mlp.fc2, 0, C, count * W, out, out_stride, band.image + y * W * C, C);
   }

@@ -30,7 +30,8 @@ void run_columns(const ConvMlpArgs& args, int64_t images, float* x) {
   const int64_t C = mlp.C, rows = images * args.H * args.W;
   const auto row_units = PVT_BEST_LEVEL(row_units<scalar_t>);
   const int64_t depth = row_units(C), hidden_depth = row_units(mlp.hidden);
-  const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>), tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t width = PVT_BEST_LEVEL(kConvolvedColumns<scalar_t>);
+  const int64_t tile = columns_per_task(C, PVT_BEST_LEVEL(kMostColumns<scalar_t>));
   float* tokens = thread_scratch<Scratch::kShared>(rows * (depth + hidden_depth));
   float* hidden = tokens + rows * depth;
 

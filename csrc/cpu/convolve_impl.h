@@ -8,8 +8,7 @@
 
 // Rows of patches are long.
 template <class scalar_t>
-constexpr RowLimits kPatchLimits =
-    kHasTiles<scalar_t> || kSplits<scalar_t> ? RowLimits{64, 32} : RowLimits{48, 1};
+constexpr RowLimits kPatchLimits = kOnTiles<scalar_t> ? RowLimits{64, 32} : RowLimits{48, 1};
 
 // Positions that hold about `inputs` inputs: an even number, so that pairs of bfloat16 never reach
 // into the next ones.

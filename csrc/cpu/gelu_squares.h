@@ -125,10 +125,10 @@ inline void gelu_squares(const LinearArgs& fc1, const float* tokens, int64_t row
   squares.finish();
 }
 
-// The same of parts.   C: inputs   next: what is multiplied afterwards
+// The same of parts.   C: inputs   next, kept: see foreach_split_square
 inline void gelu_split(const LinearArgs& fc1, const float* tokens, int64_t rows, int64_t C,
                        int64_t begin, int64_t count, float* hidden, int64_t hidden_stride,
-                       const NextPanels& next) {
+                       const NextPanels& next, SplitBlocks* kept) {
   const SplitProduct product{rows,
                              count,
                              C,
@@ -138,7 +138,7 @@ inline void gelu_split(const LinearArgs& fc1, const float* tokens, int64_t rows,
                              fc1.panel_stride};
   GeluPair<PackedFloat> squares(kTurns * split_steps(C));
   foreach_split_square(
-      product, /*at_once=*/C, next,
+      product, /*at_once=*/C, next, kept,
       [&](const SplitSquare& factors, int64_t j, int64_t /*k*/, const RowPair& pair,
           const auto& split_more) {
         const int64_t columns = count - j < kSquare ? count - j : kSquare;

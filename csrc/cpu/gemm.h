@@ -26,39 +26,59 @@ template <class scalar_t>
 constexpr bool kHasTiles = false;
 constexpr int64_t kFewRows = 4 * kTileRows;
 #endif
+// Types whose products the tile unit takes, in parts or not.
+template <class scalar_t>
+constexpr bool kOnTiles = kHasTiles<scalar_t> || kSplits<scalar_t>;
+
 // kFewRows: that pass a product together where what comes of them is to stay in the first-level
 // cache.
 
 // 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
 // all rows read, have to be read more rarely.
 template <class scalar_t>
-constexpr RowLimits kRowLimits =
-    kHasTiles<scalar_t> || kSplits<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
+constexpr RowLimits kRowLimits = kOnTiles<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
+
+// Columns of a weight that a thread takes at once, where columns are dealt out. Of many the first
+// rarely have to be waited for: to be read, or to be taken apart.
+template <class scalar_t>
+constexpr int64_t kMostColumns = kOnTiles<scalar_t>          ? 256
+                                 : kTileColumns < 2 * kPanel ? 2 * kPanel
+                                                             : kTileColumns;
 
 // Where column j is, from column 0 of panels that are panel_stride units apart.
 constexpr int64_t panel_offset(uint64_t j, int64_t panel_stride) {
   return static_cast<int64_t>(j / kPanel) * panel_stride + static_cast<int64_t>(j % kPanel);
 }
 
+// Inputs that are summed before the sums are stored. A tile's are stored after each block, so that
+// as many as there may be are taken.
+template <class scalar_t>
+constexpr int64_t kBlockInputs =
+    (kHasTiles<scalar_t> && Operand<scalar_t>::kHeader == 0) || kSplits<scalar_t> ? 2 * kSumBlock
+                                                                                  : kSumBlock;
+
 // c = (accumulate ? c : 0) + a b   for any number of rows and of columns
 //   K: right-hand units; a starts at a multiple of kSumBlock inputs
 //   a: left-hand rows, a_stride units apart   b: panels [K][kPanel], panel_stride units apart
 //   c: rows c_stride apart, columns rounded up to whole vectors
+//   next: what is read meanwhile   kept: where what is multiplied in parts is taken apart, `next`
+//   included, if it is kept until the next product, which has to be that of `next`
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
-          const NextPanels& next = {});
+          const NextPanels& next = {}, SplitBlocks* kept = nullptr);
 
 #if PVT_LEVEL == PVT_LEVEL_AMX
 template <>
 void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
                        const float* b, int64_t panel_stride, float* c, int64_t c_stride,
-                       bool accumulate, const NextPanels& next);
+                       bool accumulate, const NextPanels& next, SplitBlocks* kept);
 #else
 template <>
 inline void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a,
                               int64_t a_stride, const float* b, int64_t panel_stride, float* c,
-                              int64_t c_stride, bool accumulate, const NextPanels& next) {
+                              int64_t c_stride, bool accumulate, const NextPanels& next,
+                              SplitBlocks* /*kept*/) {
   gemm<float>(rows, columns, K, a, a_stride, b, panel_stride, c, c_stride, accumulate, next);
 }
 #endif

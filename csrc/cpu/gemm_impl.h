@@ -54,11 +54,9 @@ inline void gemm_block(int64_t rows, int64_t columns, const Tile& first, const S
 template <class scalar_t>
 void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
           const float* b, int64_t panel_stride, float* c, int64_t c_stride, bool accumulate,
-          const NextPanels& next) {
+          const NextPanels& next, SplitBlocks* /*kept*/) {
   using Op = Operand<scalar_t>;
-  // As many as there may be, for a tile's sums are stored after each.
-  constexpr int64_t kSums = kHasTiles<scalar_t> && Op::kHeader == 0 ? 2 * kSumBlock : kSumBlock;
-  constexpr int64_t kBlock = kSums / Op::kPerUnit;
+  constexpr int64_t kBlock = kBlockInputs<scalar_t> / Op::kPerUnit;
   constexpr int64_t kBlockUnits = kBlock * Op::kSteps + Op::kHeader;
   constexpr int64_t kUnpackTiles = 8;  // for fewer it takes longer than it saves
   const bool unpacks = Op::kUnpacks && row_groups(rows) >= kUnpackTiles;
@@ -108,8 +106,8 @@ void gemm(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_st
 template <>
 void gemm<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_stride,
                        const float* b, int64_t panel_stride, float* c, int64_t c_stride,
-                       bool accumulate, const NextPanels& next) {
-  gemm_split({rows, columns, K, a, a_stride, b, panel_stride}, c, c_stride, accumulate, next);
+                       bool accumulate, const NextPanels& next, SplitBlocks* kept) {
+  gemm_split({rows, columns, K, a, a_stride, b, panel_stride}, c, c_stride, accumulate, next, kept);
 }
 
 template <>
@@ -122,7 +120,7 @@ void gemm_prepared<PackedFloat>(int64_t rows, int64_t columns, int64_t K, const 
 
 #define PVT_GEMM(scalar_t)                                                                     \
   template void gemm<scalar_t>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, \
-                               int64_t, float*, int64_t, bool, const NextPanels&);
+                               int64_t, float*, int64_t, bool, const NextPanels&, SplitBlocks*);
 PVT_GEMM(float)
 PVT_GEMM(BFloat16)
 PVT_GEMM(int8_t)

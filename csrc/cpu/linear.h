@@ -81,10 +81,10 @@ inline void add_bias(float* sums, int64_t sums_stride, const float* bias, int64_
 template <class scalar_t>
 inline void multiply_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
                              int64_t begin, int64_t columns, float* out, int64_t out_stride,
-                             const NextPanels& next = {}) {
+                             const NextPanels& next = {}, SplitBlocks* kept = nullptr) {
   gemm<scalar_t>(rows, columns, right_units<scalar_t>(C), tokens, row_units<scalar_t>(C),
                  linear.weight + panel_offset(begin, linear.panel_stride), linear.panel_stride, out,
-                 out_stride, /*accumulate=*/false, next);
+                 out_stride, /*accumulate=*/false, next, kept);
 }
 
 // What is read first for columns [begin, ...) of a layer of C inputs and `size` outputs, from input
@@ -99,7 +99,7 @@ inline NextPanels first_panels(const LinearArgs& linear, int64_t C, int64_t size
   return {linear.weight + panel_offset(begin, linear.panel_stride) +
               first / Operand<scalar_t>::kPerUnit * kPanel,
           linear.panel_stride, columns < kTileColumns ? columns : kTileColumns,
-          right_units<scalar_t>(inputs < kSumBlock ? inputs : kSumBlock)};
+          right_units<scalar_t>(inputs < kBlockInputs<scalar_t> ? inputs : kBlockInputs<scalar_t>)};
 }
 
 // The same, complete.
@@ -111,29 +111,31 @@ inline void linear_columns(const LinearArgs& linear, const float* tokens, int64_
 }
 
 // out[:, begin:begin + columns] <- those columns of a layer that has `size`
-//   tokens: [rows, row_units(C)]   out: [rows, size]   begin: a multiple of kTileColumns
-//   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
+//   tokens: [rows, row_units(C)]   out: [rows, size]   begin: a multiple of kPanel
+//   sums: scratch, [rows, round_up(columns, kPanel)]
 template <class scalar_t>
 inline void store_linear_columns(const LinearArgs& linear, const float* tokens, int64_t rows,
                                  int64_t C, int64_t begin, int64_t columns, int64_t size,
                                  float* out, float* sums) {
-  linear_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns);
+  const int64_t stride = round_up(columns, kPanel);
+  linear_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, stride);
   for (int64_t i = 0; i < rows; ++i) {
-    __builtin_memcpy(out + i * size + begin, sums + i * kTileColumns, columns * sizeof(float));
+    __builtin_memcpy(out + i * size + begin, sums + i * stride, columns * sizeof(float));
   }
 }
 
 // x[:, begin:begin + columns] += those columns of a layer that has `size`
-//   tokens: [rows, row_units(C)]   x: [rows, size]   begin: a multiple of kTileColumns
-//   sums: scratch, [rows, kTileColumns]   columns: at most kTileColumns
+//   tokens: [rows, row_units(C)]   x: [rows, size]   begin: a multiple of kPanel
+//   sums: scratch, [rows, round_up(columns, kPanel)]
 //   next_begin: where the same thread will go on, as a rule; `size` or more: nowhere
 template <class scalar_t>
 inline void residual_columns(const LinearArgs& linear, const float* tokens, int64_t rows, int64_t C,
                              int64_t begin, int64_t columns, int64_t size, int64_t next_begin,
                              float* x, float* sums) {
-  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, kTileColumns,
+  const int64_t stride = round_up(columns, kPanel);
+  multiply_columns<scalar_t>(linear, tokens, rows, C, begin, columns, sums, stride,
                              first_panels<scalar_t>(linear, C, size, next_begin, 0));
-  add_residual<scalar_t>(linear, begin, columns, rows, sums, kTileColumns, x + begin, size);
+  add_residual<scalar_t>(linear, begin, columns, rows, sums, stride, x + begin, size);
 }
 
 #endif  // PVT_BODY_LINEAR

@@ -74,7 +74,7 @@ inline void gelu_to_units(const LinearArgs& fc1, int64_t begin, int64_t columns,
 template <class scalar_t>
 inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t rows, int64_t begin,
                            int64_t count, float* hidden, int64_t hidden_stride, float* sums,
-                           const NextPanels& next) {
+                           const NextPanels& next, [[maybe_unused]] SplitBlocks* kept) {
   constexpr int64_t width = kGeluColumns<scalar_t>, max_height = kGeluRows<scalar_t>;
   const int64_t stride = row_units<scalar_t>(args.C);
 #if PVT_LEVEL == PVT_LEVEL_AMX
@@ -84,7 +84,8 @@ inline void hidden_columns(const MlpArgs& args, const float* tokens, int64_t row
     }
   }
   if constexpr (kSplits<scalar_t>) {
-    return gelu_split(args.fc1, tokens, rows, args.C, begin, count, hidden, hidden_stride, next);
+    return gelu_split(args.fc1, tokens, rows, args.C, begin, count, hidden, hidden_stride, next,
+                      kept);
   }
 #endif
   for (int64_t j = 0; j < count; j += width) {
@@ -118,14 +119,16 @@ inline void fc2_sums(const MlpArgs& args, const float* tokens, int64_t rows, flo
   const int64_t C = args.C;
   float* sums = scratch;                                // [kGeluRows, kGeluColumns]
   float* hidden = sums + kHiddenScratchSize<scalar_t>;  // [rows, hidden_stride]
+  SplitBlocks blocks{C < kHiddenBlock ? kHiddenBlock : C};
   for (int64_t h = 0; h < args.hidden; h += kHiddenBlock) {
     const int64_t count = args.hidden - h < kHiddenBlock ? args.hidden - h : kHiddenBlock;
     hidden_columns<scalar_t>(args, tokens, rows, h, count, hidden, hidden_stride, sums,
-                             first_panels<scalar_t>(args.fc2, args.hidden, C, 0, h));
+                             first_panels<scalar_t>(args.fc2, h + count, C, 0, h), &blocks);
     const NextPanels next = first_panels<scalar_t>(args.fc1, C, args.hidden, h + kHiddenBlock, 0);
     gemm<scalar_t>(rows, C, right_units<scalar_t>(count), hidden, hidden_stride,
                    args.fc2.weight + h / Operand<scalar_t>::kPerUnit * kPanel,
-                   args.fc2.panel_stride, out, round_up(C, kPanel), /*accumulate=*/h > 0, next);
+                   args.fc2.panel_stride, out, round_up(C, kPanel), /*accumulate=*/h > 0, next,
+                   &blocks);
   }
 }
 

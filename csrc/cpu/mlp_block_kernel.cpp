@@ -34,7 +34,8 @@ void run_columns(const MlpArgs& args, int64_t rows, float* x) {
   const auto up = PVT_BEST_LEVEL(hidden_columns<scalar_t>);
   const auto down = PVT_BEST_LEVEL(residual_columns<scalar_t>);
   const auto row_units = PVT_BEST_LEVEL(row_units<scalar_t>);
-  const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>), tile = PVT_BEST_LEVEL(kTileColumns);
+  const int64_t width = PVT_BEST_LEVEL(kGeluColumns<scalar_t>);
+  const int64_t tile = columns_per_task(args.C, PVT_BEST_LEVEL(kMostColumns<scalar_t>));
   const int64_t C_units = row_units(args.C), hidden_units = row_units(args.hidden);
   const int64_t threads = torch::stable::get_num_threads();  // take turns, as a rule
   float* tokens = thread_scratch<Scratch::kShared>(rows * (C_units + hidden_units));
@@ -48,7 +49,8 @@ void run_columns(const MlpArgs& args, int64_t rows, float* x) {
     const int64_t begin = task * width;
     up(args, tokens, rows, begin, std::min(width, args.hidden - begin), hidden + row_units(begin),
        hidden_units, thread_scratch(PVT_BEST_LEVEL(kHiddenScratchSize<scalar_t>)),
-       first_panels(args.fc1, args.C, args.hidden, begin + threads * width, 0));
+       first_panels(args.fc1, args.C, args.hidden, begin + threads * width, 0),
+       /*kept=*/nullptr);
   });
   parallel_tasks((args.C + tile - 1) / tile, [&](int64_t task) {
     const int64_t begin = task * tile;

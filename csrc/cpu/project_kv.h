@@ -8,6 +8,7 @@
 
 #include "cpu/args.h"
 #include "cpu/parallel.h"
+#include "cpu/row_tiles.h"
 #include "cpu/scratch.h"
 
 namespace pvt {
@@ -18,7 +19,8 @@ template <class scalar_t>
 void project_kv(const LinearArgs& kv, const float* tokens, int64_t rows, int64_t C, float* out) {
   const auto linear = PVT_BEST_LEVEL(store_linear_columns<scalar_t>);
   const int64_t depth = PVT_BEST_LEVEL(row_units<scalar_t>)(C);
-  const int64_t width = PVT_BEST_LEVEL(kTileColumns), size = 2 * C;
+  const int64_t size = 2 * C,
+                width = columns_per_task(size, PVT_BEST_LEVEL(kMostColumns<scalar_t>));
   const int64_t column_tiles = (size + width - 1) / width;
   const int64_t max_height = PVT_BEST_LEVEL(kRowLimits<scalar_t>).max_height;
   const int64_t row_tiles = (rows + max_height - 1) / max_height;

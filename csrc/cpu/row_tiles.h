@@ -1,4 +1,4 @@
-// How the tokens of a batch are dealt out to threads.
+// How the tokens of a batch, or the columns of a weight, are dealt out to threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -44,6 +44,16 @@ class RowTiles {
   int64_t num_rows_, multiple_ = 1;
   bool too_few_;
 };
+
+// How many of `size` columns of a weight a thread takes at once: at most `most`, and so many that
+// every thread has the same. A multiple of two panels, which the tile unit multiplies together.
+inline int64_t columns_per_task(int64_t size, int64_t most) {
+  constexpr int64_t kMultiple = 2 * kPackedColumns;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rounds = (size + threads * most - 1) / (threads * most), tasks = rounds * threads;
+  const int64_t columns = (size + tasks - 1) / tasks;
+  return (columns + kMultiple - 1) / kMultiple * kMultiple;
+}
 
 // How many images share working memory of `floats` each at a time: 4 MB in all, an equal number per
 // thread. What a large batch needs thus stays bounded, and in cache.

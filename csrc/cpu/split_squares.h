@@ -175,9 +175,10 @@ struct SplitProduct {
 
 // Calls run(square, j, k, pair, split_more) for all squares of 32 columns from j on and of
 // `at_once` inputs from k on. It is to call split_more() at each turn of the square.
+//   next: read ahead; taken apart as well if `kept` goes on to the next product
 template <class Run>
 inline void foreach_split_square(const SplitProduct& product, int64_t at_once,
-                                 const NextPanels& next, const Run& run) {
+                                 const NextPanels& next, SplitBlocks* kept, const Run& run) {
   if (product.rows == 0) {
     return;
   }
@@ -185,24 +186,33 @@ inline void foreach_split_square(const SplitProduct& product, int64_t at_once,
   const int64_t per_column = (K + at_once - 1) / at_once;
   const int64_t count = (columns + kSquare - 1) / kSquare * per_column;
   const auto block_at = [&](int64_t n) {
-    if (n >= count) {
-      return n == count ? next : NextPanels{};
+    if (n == count) {
+      return NextPanels{next.panels, next.panel_stride,
+                        next.columns < kSquare ? next.columns : kSquare, next.depth};
+    }
+    if (n > count) {
+      return NextPanels{};
     }
     const int64_t j = n / per_column * kSquare, k = n % per_column * at_once;
     return NextPanels{product.b + panel_offset(j, product.panel_stride) + k * kPanel,
                       product.panel_stride, columns - j < kSquare ? columns - j : kSquare,
                       K - k < at_once ? K - k : at_once};
   };
-  const int64_t size = split_steps(at_once < K ? at_once : K) * kStepUnits;
+  SplitBlocks own{at_once < K ? at_once : K};
+  SplitBlocks& blocks = kept != nullptr ? *kept : own;
+  const int64_t size = split_steps(blocks.inputs) * kStepUnits;
   float* const memory = thread_scratch<Scratch::kSplit>(2 * size);
-  float* units[2] = {memory, memory + size};
+  float* const units[2] = {memory, memory + size};
   const int64_t pairs = (tiles_of(product.rows) + 1) / 2;
   use_tiles(tile_height(product.rows));
-  SplitPanels first(block_at(0), block_at(1), units[0]);
-  first.advance(first.rows_left());
+  if (!same_block(blocks.ready, block_at(0))) {
+    SplitPanels first(block_at(0), block_at(1), units[blocks.current]);
+    first.advance(first.rows_left());
+  }
   for (int64_t n = 0; n < count; ++n) {
-    const NextPanels after = n + 1 < count ? block_at(n + 1) : NextPanels{};
-    SplitPanels following(after, block_at(n + 2), units[(n + 1) % 2]);
+    const bool takes_next = n + 1 < count || kept != nullptr;
+    const NextPanels after = takes_next ? block_at(n + 1) : NextPanels{};
+    SplitPanels following(after, block_at(n + 2), units[1 - blocks.current]);
     const int64_t j = n / per_column * kSquare, k = n % per_column * at_once;
     const int64_t steps = split_steps(block_at(n).depth);
     const int64_t turns = kTurns * pairs * steps;
@@ -214,17 +224,17 @@ inline void foreach_split_square(const SplitProduct& product, int64_t at_once,
           steps,
           {a + pair.begin[0] * product.a_stride, a + pair.begin[1] * product.a_stride},
           product.a_stride,
-          units[n % 2]};
+          units[blocks.current]};
       run(square, j, k, pair, split_more);
     });
+    blocks.ready = after, blocks.current = 1 - blocks.current;
   }
 }
 
 // c (+)= the product
 inline void gemm_split(const SplitProduct& product, float* c, int64_t c_stride, bool accumulate,
-                       const NextPanels& next) {
-  constexpr int64_t kInputs = 2 * kSumBlock;
-  foreach_split_square(product, kInputs, next,
+                       const NextPanels& next, SplitBlocks* kept) {
+  foreach_split_square(product, kBlockInputs<PackedFloat>, next, kept,
                        [&](const SplitSquare& square, int64_t j, int64_t k, const RowPair& pair,
                            const auto& split_more) {
                          float* const upper = c + pair.begin[0] * c_stride + j;

@@ -31,7 +31,8 @@ struct Bodies {
       std::vector<float> sums = memory(kHiddenScratchSize<scalar_t>);
       hidden_columns<scalar_t>(args, tokens.data(), rows, j, std::min(width, args.hidden - j),
                                hidden.data() + row_units<scalar_t>(j), hidden_units, sums.data(),
-                               first_panels<scalar_t>(args.fc1, args.C, args.hidden, j + width, 0));
+                               first_panels<scalar_t>(args.fc1, args.C, args.hidden, j + width, 0),
+                               nullptr);
     }
     project<scalar_t>(args, hidden, rows, x);
   }
@@ -39,11 +40,12 @@ struct Bodies {
   template <class scalar_t>
   static void project(const MlpArgs& args, const std::vector<float>& hidden, int64_t rows,
                       std::vector<float>& x) {
-    for (int64_t j = 0; j < args.C; j += kTileColumns) {
-      std::vector<float> sums = memory(rows * kTileColumns);
-      residual_columns<scalar_t>(args.fc2, hidden.data(), rows, args.hidden, j,
-                                 std::min<int64_t>(kTileColumns, args.C - j), args.C,
-                                 j + kTileColumns, x.data(), sums.data());
+    constexpr int64_t width = kMostColumns<scalar_t>;
+    for (int64_t j = 0; j < args.C; j += width) {
+      const int64_t columns = std::min(width, args.C - j);
+      std::vector<float> sums = memory(rows * round_up(columns, kPanel));
+      residual_columns<scalar_t>(args.fc2, hidden.data(), rows, args.hidden, j, columns, args.C,
+                                 j + width, x.data(), sums.data());
     }
   }
 
@@ -65,7 +67,7 @@ struct Bodies {
   template <class scalar_t>
   static void conv_mlp_by_columns(const ConvMlpArgs& args, std::vector<float>& x) {
     const MlpArgs& mlp = args.mlp;
-    constexpr int64_t width = kGeluColumns<scalar_t>;
+    constexpr int64_t width = kConvolvedColumns<scalar_t>;
     const int64_t rows = args.H * args.W, hidden_units = row_units<scalar_t>(mlp.hidden);
     std::vector<float> tokens = memory(rows * row_units<scalar_t>(mlp.C));
     std::vector<float> hidden = memory(rows * hidden_units);

@@ -6,6 +6,13 @@
 
 #include "kernel_test.h"
 
+// A product, and the place in the list of that which it is told comes next.
+struct Factors {
+  int64_t rows, columns, depth;
+  size_t announced;
+  std::vector<float> left, right;
+};
+
 #define PVT_KERNEL_BODY "test_gemm_impl.h"
 #include "cpu/foreach_level.h"
 
@@ -189,6 +196,23 @@ void check_bad_values() {
   }
 }
 
+// Weights that are taken apart during the product before give the same bits, also if that was told
+// of others than come.
+template <class Products>
+void check_announced() {
+  std::vector<Factors> products{{37, 50, 70, 1, {}, {}},  {37, 16, 257, 2, {}, {}},
+                                {20, 70, 600, 3, {}, {}}, {1, 100, 64, 0, {}, {}},
+                                {50, 33, 33, 4, {}, {}},  {50, 50, 33, 9, {}, {}},
+                                {50, 64, 33, 9, {}, {}}};
+  unsigned seed = 0;
+  for (Factors& f : products) {
+    f.left = random_values<float>(f.rows * f.depth, ++seed);
+    f.right = random_values<float>(f.columns * f.depth, ++seed);
+  }
+  const auto alone = Products::multiply_in_turn(products, /*keeps=*/false);
+  CHECK(Products::multiply_in_turn(products, /*keeps=*/true) == alone);
+}
+
 template <class Products>
 void check_packed_floats(const Shape& shape, unsigned seed) {
   check_products<Products, pvt::PackedFloat>(shape, seed);
@@ -222,6 +246,7 @@ void check_level() {
       check_bits<Packed, int8_t>(shape, seed);
     }
   }
+  check_announced<Packed>();
   check_identity<Packed>();
   check_identity<PreparedColumns>();
   check_identity<PreparedRows>();

@@ -33,6 +33,37 @@ struct Products {
     }
   }
 
+  // One product after the other. keeps: what a product is told comes next is taken apart for that
+  static std::vector<std::vector<float>> multiply_in_turn(const std::vector<Factors>& products,
+                                                          bool keeps) {
+    SplitBlocks blocks{kBlockInputs<PackedFloat>};
+    std::vector<std::vector<float>> right, results;
+    for (const Factors& f : products) {
+      right.push_back(pack<PackedFloat>(f.right, f.columns, f.depth));
+    }
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Factors& f = products[i];
+      const int64_t stride = row_units<PackedFloat>(f.depth), width = round_up(f.columns, kPanel);
+      std::vector<float> left(f.rows * stride), c(f.rows * width);
+      for (int64_t row = 0; row < f.rows; ++row) {
+        Operand<PackedFloat>::to_left(f.left.data() + row * f.depth, f.depth,
+                                      left.data() + row * stride);
+      }
+      NextPanels next;
+      if (f.announced < products.size()) {
+        const Factors& other = products[f.announced];
+        next = {right[f.announced].data(), other.depth * kPanel,
+                std::min<int64_t>(other.columns, kTileColumns),
+                std::min(other.depth, kBlockInputs<PackedFloat>)};
+      }
+      gemm<PackedFloat>(f.rows, f.columns, f.depth, left.data(), stride, right[i].data(),
+                        f.depth * kPanel, c.data(), width, /*accumulate=*/false, next,
+                        keeps ? &blocks : nullptr);
+      results.push_back(c);
+    }
+    return results;
+  }
+
   // As the model file has them.
   template <class scalar_t>
   static std::vector<float> pack(const std::vector<float>& right, int64_t columns, int64_t depth) {
