@@ -30,8 +30,8 @@ inline bool same_block(const NextPanels& a, const NextPanels& b) {
   return a.panels == b.panels && a.columns == b.columns && a.depth == b.depth;
 }
 
-// Weights that one product of floats in parts (split_squares.h) takes apart for the next one, which
-// has to be the thread's next.
+// Weights that one product of floats in parts (split_squares.h) takes apart for the next one. They
+// are in working memory of their thread, which may have no other such product in between.
 struct SplitBlocks {
   int64_t inputs;         // of the products' blocks, at most
   NextPanels ready = {};  // what is taken apart,

@@ -26,20 +26,20 @@ template <class scalar_t>
 constexpr bool kHasTiles = false;
 constexpr int64_t kFewRows = 4 * kTileRows;
 #endif
+// kFewRows: that pass a product together where what comes of them is to stay in the first-level
+// cache.
+
 // Types whose products the tile unit takes, in parts or not.
 template <class scalar_t>
 constexpr bool kOnTiles = kHasTiles<scalar_t> || kSplits<scalar_t>;
-
-// kFewRows: that pass a product together where what comes of them is to stay in the first-level
-// cache.
 
 // 108 x 512 channels are half of a second-level cache. Tiles multiply so fast that weights, which
 // all rows read, have to be read more rarely.
 template <class scalar_t>
 constexpr RowLimits kRowLimits = kOnTiles<scalar_t> ? RowLimits{208, 32} : RowLimits{108, 1};
 
-// Columns of a weight that a thread takes at once, where columns are dealt out. Of many the first
-// rarely have to be waited for: to be read, or to be taken apart.
+// Columns of a weight that a thread takes at once, where columns are dealt out, at most. Of many
+// the first, which are read or taken apart while nothing is multiplied, are a small part.
 template <class scalar_t>
 constexpr int64_t kMostColumns = kOnTiles<scalar_t>          ? 256
                                  : kTileColumns < 2 * kPanel ? 2 * kPanel
