@@ -45,10 +45,10 @@ class RowTiles {
   bool too_few_;
 };
 
-// How many of `size` columns of a weight a thread takes at once: at most `most`, and so many that
-// every thread has the same. A multiple of two panels, which the tile unit multiplies together.
+// How many of `size` columns of a weight a thread takes at once: at most `most`, and, where that
+// can be, so many that every thread has the same.
 inline int64_t columns_per_task(int64_t size, int64_t most) {
-  constexpr int64_t kMultiple = 2 * kPackedColumns;
+  constexpr int64_t kMultiple = 32;  // two panels, which the tile unit multiplies together
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rounds = (size + threads * most - 1) / (threads * most), tasks = rounds * threads;
   const int64_t columns = (size + tasks - 1) / tasks;

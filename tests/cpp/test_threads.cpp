@@ -44,6 +44,30 @@ TEST_CASE("tiles of rows are all of them, none empty, none too high, and begin a
   torch::set_num_threads(threads_before);
 }
 
+TEST_CASE("columns are dealt out in whole panels, to all threads equally often") {
+  const int threads_before = torch::get_num_threads();
+  for (const int threads : {1, 2, 3, 16}) {
+    torch::set_num_threads(threads);
+    for (const int64_t most : {32, 64, 256}) {
+      for (int64_t size = 1; size < 5000; size += 1 + size / 7) {
+        CAPTURE(threads);
+        CAPTURE(size);
+        const int64_t columns = pvt::columns_per_task(size, most);
+        REQUIRE(columns % 32 == 0);
+        REQUIRE(columns > 0);
+        REQUIRE(columns <= most);
+      }
+    }
+    for (const int64_t size : {320, 512, 640, 1024}) {
+      if (size % (32 * threads) == 0) {
+        const int64_t columns = pvt::columns_per_task(size, 256);
+        REQUIRE((size + columns - 1) / columns % threads == 0);
+      }
+    }
+  }
+  torch::set_num_threads(threads_before);
+}
+
 #if defined(PVT_HAS_AMX)
 namespace {
 
