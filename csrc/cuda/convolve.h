@@ -57,6 +57,11 @@ inline int64_t most_splits(const ConvolveArgs& args) {
   return std::min({positions, int64_t{2} * args.kernel_size, most});
 }
 
+// Strips that a block has of C_out columns if there are many patches.
+constexpr int wide_strips(int C_out) {
+  return C_out % 160 == 0 ? 5 : C_out >= 128 ? 4 : C_out / kStrip;
+}
+
 template <class Config>
 int64_t blocks_of(const ConvolveArgs& args) {
   return (args.rows + Config::kRows - 1) / Config::kRows * (args.C_out / Config::kColumns);

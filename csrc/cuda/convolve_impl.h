@@ -87,6 +87,27 @@ class PatchRows {
   int kernel_row_ = 0, kernel_column_ = 0;
 };
 
+// args.sums of a split, rows `first` and on, columns `column` and on <- sums.
+template <class Warp, int kStrips, int kTiles>
+PVT_DEVICE void store_sums(const ConvolveArgs& args, int split, int64_t first, int column,
+                           Strip<Warp> (&sums)[kStrips][kTiles]) {
+  float* out = args.sums + split * args.rows * args.C_out + column;
+  PVT_UNROLL for (int i = 0; i < kTiles; ++i) {
+    PVT_UNROLL for (int half = 0; half < 2; ++half) {
+      const auto row = first + i * kTile + 8 * half + (Warp::lane() >> 2);
+      PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+        PVT_UNROLL for (int c = 0; c < 8; c += 4) {
+          typename Warp::Float four[4];
+          PVT_UNROLL for (int j = 0; j < 4; ++j) four[j] = sums[s][i].at(half, c + j);
+          Warp::store_floats(out,
+                             row * int64_t{args.C_out} + ((Warp::lane() & 3) << 3) + s * kStrip + c,
+                             four, row < args.rows);
+        }
+      }
+    }
+  }
+}
+
 // Block index: [row group][column group][split].
 template <class Config, class Block>
 PVT_DEVICE void convolve(Block& block, const ConvolveArgs& args) {
@@ -166,21 +187,7 @@ PVT_DEVICE void convolve(Block& block, const ConvolveArgs& args) {
       return finish_rows<scalar_t>(args.end, first, args.rows, sums);
   }
 
-  float* out = args.sums + split * args.rows * args.C_out + first_column;
-  PVT_UNROLL for (int i = 0; i < kTiles; ++i) {
-    PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      const auto row = first + i * kTile + 8 * half + (Warp::lane() >> 2);
-      PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-        PVT_UNROLL for (int c = 0; c < 8; c += 4) {
-          typename Warp::Float four[4];
-          PVT_UNROLL for (int j = 0; j < 4; ++j) four[j] = sums[s][i].at(half, c + j);
-          Warp::store_floats(out,
-                             row * int64_t{args.C_out} + ((Warp::lane() & 3) << 3) + s * kStrip + c,
-                             four, row < args.rows);
-        }
-      }
-    }
-  }
+  store_sums(args, split, first, first_column, sums);
 }
 
 }  // namespace pvt::cuda

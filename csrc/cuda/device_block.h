@@ -39,12 +39,36 @@ struct DeviceBlock {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(address), "l"(from) : "memory");
   }
+  // The same of kBytes that lie in one piece, by all threads.
+  template <int kBytes>
+  static PVT_DEVICE void copy_piece(char* to, const char* from) {
+    const int mine = static_cast<int>(threadIdx.x) * kVector;
+    copy_from<kBytes, 0>(static_cast<unsigned>(__cvta_generic_to_shared(to + mine)), from + mine,
+                         mine);
+  }
   static PVT_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
   // Waits until all but the last kPending groups of this thread have arrived.
   template <int kPending>
   static PVT_DEVICE void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  }
+
+ private:
+  // A thread's vectors, from kOffset on. Offsets are part of the instructions: as sums they would
+  // take two or three for each copy, or registers from one chunk to the next.
+  template <int kBytes, int kOffset>
+  static PVT_DEVICE void copy_from(unsigned to, const char* from, int mine) {
+    if constexpr (kOffset < kBytes) {
+      constexpr int kPass = kThreads * kVector;
+      if (kOffset + kPass <= kBytes || kOffset + mine < kBytes) {
+        asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;"
+                     :
+                     : "r"(to), "l"(from), "n"(kOffset)
+                     : "memory");
+      }
+      copy_from<kBytes, kOffset + kPass>(to, from, mine);
+    }
   }
 };
 

@@ -20,31 +20,64 @@ inline bool has_warpgroups(const Device& device) {
 
 // ---- weights ----
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) weight_blocks_kernel(WeightBlocksArgs args) {
-  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (index < int64_t{args.columns} * args.depth / 8) {
-    write_block_vector(args, index);
+// A packed weight [columns, depth], and the order of its blocks.
+struct PackedWeight {
+  const char* data;
+  int columns, depth;
+  Follow follow;
+};
+
+template <int kWeights>
+struct AllWeightBlocksArgs {
+  WeightBlocksArgs weights[kWeights];
+};
+
+template <int kWeights, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    weight_blocks_kernel(AllWeightBlocksArgs<kWeights> args) {
+  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  PVT_UNROLL for (int i = 0; i < kWeights; ++i) {
+    const int64_t vectors = block_vectors(args.weights[i]);
+    if (0 <= index && index < vectors) {
+      write_block_vector(args.weights[i], index);
+    }
+    index -= vectors;
   }
 }
 
-// A packed weight [columns, depth] in blocks.
+// The weights of an operator in blocks, put there by one kernel.
+template <int kWeights>
 class WeightBlocks {
  public:
-  // x: any tensor of its type on the device.
-  WeightBlocks(const Device& device, const Tensor& x, const char* weight, int columns, int depth,
-               Follow follow)
-      : blocks_(torch::stable::new_empty(x, {int64_t{columns} * depth})) {
+  // x: any tensor of their type on the device.
+  WeightBlocks(const Device& device, const Tensor& x, const PackedWeight (&weights)[kWeights])
+      : blocks_(torch::stable::new_empty(x, {numbers(weights)})) {
     constexpr int kThreads = 256;
-    char* const data = static_cast<char*>(blocks_.mutable_data_ptr());
-    const WeightBlocksArgs args{weight, data, columns, depth, follow};
-    launch<weight_blocks_kernel<kThreads>>(
-        device, (int64_t{columns} * depth / 8 + kThreads - 1) / kThreads, kThreads, 0, args);
+    AllWeightBlocksArgs<kWeights> args{};
+    char* to = static_cast<char*>(blocks_.mutable_data_ptr());
+    int64_t vectors = 0;
+    for (int i = 0; i < kWeights; ++i) {
+      const PackedWeight& weight = weights[i];
+      args.weights[i] = {weight.data, to, weight.columns, weight.depth, weight.follow};
+      data_[i] = to;
+      to += int64_t{2} * weight.columns * weight.depth;
+      vectors += block_vectors(args.weights[i]);
+    }
+    launch<weight_blocks_kernel<kWeights, kThreads>>(device, (vectors + kThreads - 1) / kThreads,
+                                                     kThreads, 0, args);
   }
-  const char* data() const { return static_cast<const char*>(blocks_.const_data_ptr()); }
+  const char* data(int weight = 0) const { return data_[weight]; }
 
  private:
+  static int64_t numbers(const PackedWeight (&weights)[kWeights]) {
+    int64_t sum = 0;
+    for (const PackedWeight& weight : weights)
+      sum += int64_t{weight.columns} * weight.depth;
+    return sum;
+  }
+
   Tensor blocks_;
+  const char* data_[kWeights];
 };
 
 // ---- linear layers ----
@@ -75,7 +108,7 @@ using StayingLinear = StayingLinearConfig<scalar_t, C, kThen, /*kWarps=*/(C > 12
 template <class scalar_t, int C, Then kThen>
 void run_staying_linear(const Device& device, const Tensor& x, WarpgroupLinearArgs args) {
   using Config = StayingLinear<scalar_t, C, kThen>;
-  const WeightBlocks blocks(device, x, args.weight, args.columns, C, Config::kFollow);
+  const WeightBlocks<1> blocks(device, x, {{args.weight, args.columns, C, Config::kFollow}});
   args.weight = blocks.data();
   launch_linear<Config, staying_linear_kernel<Config>>(
       device, args, [&](int64_t tiles, int groups) {
@@ -95,7 +128,7 @@ using PassingLinear = PassingLinearConfig<scalar_t, kThen,
 template <class scalar_t, int C, Then kThen>
 void run_passing_linear(const Device& device, const Tensor& x, WarpgroupLinearArgs args) {
   using Config = PassingLinear<scalar_t, C, kThen>;
-  const WeightBlocks blocks(device, x, args.weight, C, args.depth, Config::kFollow);
+  const WeightBlocks<1> blocks(device, x, {{args.weight, C, args.depth, Config::kFollow}});
   args.weight = blocks.data(), args.columns = C;
   const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
   launch<passing_linear_kernel<Config>>(device, tiles * (C / Config::kColumns),

@@ -12,6 +12,50 @@ namespace pvt::cuda {
 // staying_linear(), those of all columns for passing_linear().
 using WarpgroupLinearArgs = StreamedLinearArgs;
 
+// out <- the sums of 64 columns, with their bias.
+template <class scalar_t, Then kThen, class Warp>
+PVT_DEVICE void put_block(void* out, const AdjacentRows<Warp>& rows, int column, const float* bias,
+                          Strip<Warp> (&sums)[2]) {
+  settle(sums);
+  add_bias(sums, bias + column);
+  PVT_UNROLL for (int s = 0; s < 2; ++s) {
+    Strip<Warp> strip[1] = {sums[s]};
+    put_strip<scalar_t, kThen>(out, rows, column / kStrip + s, strip);
+  }
+}
+
+// The products of tokens with `count` chunks of 64 columns: put(sums, chunk)
+//   kTwo: whether there are registers for the sums of two, one of which is put while the other is
+//   multiplied
+template <class scalar_t, bool kTwo, class Warp, int kStrips, class Chunks, class Put>
+PVT_DEVICE void multiply_columns(const Operand<Warp> (&tokens)[kStrips], Chunks& chunks, int count,
+                                 const Put& put) {
+  const auto multiply = [&](Strip<Warp>(&sums)[2]) {
+    const auto blocks = Warp::blocks(chunks.next());
+    Warp::begin_products();
+    multiply_tokens<scalar_t>(sums, tokens, blocks);
+    Warp::commit_products();
+  };
+  int chunk = 0;
+  if constexpr (kTwo) {
+    PVT_NO_UNROLL for (; chunk + 1 < count; chunk += 2) {
+      Strip<Warp> sums[2], next[2];
+      multiply(sums);
+      multiply(next);
+      Warp::template wait_products<1>();
+      put(sums, chunk);
+      Warp::template wait_products<0>();
+      put(next, chunk + 1);
+    }
+  }
+  PVT_NO_UNROLL for (; chunk < count; ++chunk) {
+    Strip<Warp> sums[2];
+    multiply(sums);
+    Warp::template wait_products<0>();
+    put(sums, chunk);
+  }
+}
+
 // ---- after a LayerNorm, of C inputs ----
 
 template <class scalar_t_, int C_, Then kThen_, int kWarps_, int kSlots_>
@@ -21,8 +65,6 @@ struct StayingLinearConfig {
   static constexpr Then kThen = kThen_;
   static constexpr Follow kFollow = Follow::kInputs;
   static constexpr int kRows = kWarps * kTile, kColumns = kBlock;
-  // Whether there are registers for the sums of two blocks: one is put while the other is
-  // multiplied.
   static constexpr bool kTwo = C <= 320;
   static constexpr int kSlotBytes = C / kBlock * kBlockBytes;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
@@ -42,7 +84,8 @@ PVT_DEVICE void staying_linear(Block& block, const WarpgroupLinearArgs& args) {
 
   const char* weight = args.weight + int64_t{begin / kBlock} * Config::kSlotBytes;
   const auto copy = [&](int chunk, char* slot) {
-    copy_piece<Config::kSlotBytes>(block, slot, weight + int64_t{chunk} * Config::kSlotBytes);
+    block.template copy_piece<Config::kSlotBytes>(slot,
+                                                  weight + int64_t{chunk} * Config::kSlotBytes);
   };
   PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy), /*kInUse=*/2> chunks(
       block, count, copy);
@@ -50,40 +93,12 @@ PVT_DEVICE void staying_linear(Block& block, const WarpgroupLinearArgs& args) {
   each_normalised<scalar_t, kStrips, Warp, 1>(
       args.x, AdjacentRows<Warp>{first, args.rows, Config::C}, args.norm_weight, args.norm_bias,
       args.eps, [&](int s, Operand<Warp>(&token)[1]) { tokens[s] = token[0]; });
-  const auto put = [&](Strip<Warp>(&sums)[2], int chunk) {
-    const int column = begin + chunk * kBlock;
-    const AdjacentRows<Warp> results{first, args.rows, Warp::opaque(args.columns)};
-    settle(sums);
-    add_bias(sums, args.bias + column);
-    PVT_UNROLL for (int s = 0; s < 2; ++s) {
-      Strip<Warp> strip[1] = {sums[s]};
-      put_strip<scalar_t, Config::kThen>(args.out, results, column / kStrip + s, strip);
-    }
-  };
-  const auto multiply = [&](Strip<Warp>(&sums)[2]) {
-    const auto blocks = Warp::blocks(chunks.next());
-    Warp::begin_products();
-    multiply_tokens<scalar_t>(sums, tokens, blocks);
-    Warp::commit_products();
-  };
-  int chunk = 0;
-  if constexpr (Config::kTwo) {
-    PVT_NO_UNROLL for (; chunk + 1 < count; chunk += 2) {
-      Strip<Warp> sums[2], next[2];
-      multiply(sums);
-      multiply(next);
-      Warp::template wait_products<1>();
-      put(sums, chunk);
-      Warp::template wait_products<0>();
-      put(next, chunk + 1);
-    }
-  }
-  PVT_NO_UNROLL for (; chunk < count; ++chunk) {
-    Strip<Warp> sums[2];
-    multiply(sums);
-    Warp::template wait_products<0>();
-    put(sums, chunk);
-  }
+  multiply_columns<scalar_t, Config::kTwo>(
+      tokens, chunks, count, [&](Strip<Warp>(&sums)[2], int chunk) {
+        const AdjacentRows<Warp> results{first, args.rows, Warp::opaque(args.columns)};
+        put_block<scalar_t, Config::kThen>(args.out, results, begin + chunk * kBlock, args.bias,
+                                           sums);
+      });
 }
 
 // ---- of any number of inputs, a multiple of 64 ----
@@ -114,7 +129,7 @@ PVT_DEVICE void passing_linear(Block& block, const WarpgroupLinearArgs& args) {
   const char* weight = args.weight + int64_t{begin / kBlock} * kBlockBytes;
   const int64_t line = int64_t{args.columns / kBlock} * kBlockBytes;
   const auto copy = [&](int chunk, char* slot) {
-    copy_piece<Config::kSlotBytes>(block, slot, weight + chunk * line);
+    block.template copy_piece<Config::kSlotBytes>(slot, weight + chunk * line);
   };
   PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy), /*kInUse=*/2> chunks(
       block, count, copy);

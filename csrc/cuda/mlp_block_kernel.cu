@@ -79,19 +79,20 @@ using Warpgroups = MlpWarpgroupConfig<scalar_t, C, /*kWarps=*/C == 64 ? 16 : 8,
 template <class scalar_t, int C>
 void run_warpgroups(const Device& device, const Tensor& x, const MlpBlockArgs& mlp) {
   using Config = Warpgroups<scalar_t, C>;
-  const WeightBlocks fc1(device, x, mlp.fc1_weight, mlp.hidden, C, Follow::kInputs);
-  const WeightBlocks fc2(device, x, mlp.fc2_weight, C, mlp.hidden, Follow::kColumns);
-  const MlpWarpgroupArgs args{mlp, fc1.data(), fc2.data()};
+  const WeightBlocks<2> blocks(device, x,
+                               {{mlp.fc1_weight, mlp.hidden, C, Follow::kInputs},
+                                {mlp.fc2_weight, C, mlp.hidden, Follow::kColumns}});
+  const MlpWarpgroupArgs args{mlp, blocks.data(0), blocks.data(1)};
   constexpr int kThreads = Config::kWarps * kLanes;
-  const int64_t blocks = (mlp.rows + Config::kRows - 1) / Config::kRows;
+  const int64_t tiles = (mlp.rows + Config::kRows - 1) / Config::kRows;
   if constexpr (C == 64) {
     if (mlp.hidden <= Config::kSlots * kBlock) {
       return launch<mlp_warpgroup_staying_kernel<Config>>(
-          device, std::min<int64_t>(blocks, device.multiprocessors()), kThreads,
+          device, std::min<int64_t>(tiles, device.multiprocessors()), kThreads,
           Config::kSharedBytes, args);
     }
   }
-  launch<mlp_warpgroup_kernel<Config>>(device, blocks, kThreads, Config::kSharedBytes, args);
+  launch<mlp_warpgroup_kernel<Config>>(device, tiles, kThreads, Config::kSharedBytes, args);
 }
 
 // ---- the hidden layer in memory, between two kernels ----

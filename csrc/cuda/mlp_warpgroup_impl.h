@@ -32,8 +32,8 @@ template <class Config, class Block>
 PVT_DEVICE void copy_hidden_blocks(Block& block, const MlpWarpgroupArgs& args, int chunk,
                                    char* slot) {
   constexpr int kBytes = Config::kWeightBytes;
-  copy_piece<kBytes>(block, slot, args.fc1_blocks + int64_t{chunk} * kBytes);
-  copy_piece<kBytes>(block, slot + kBytes, args.fc2_blocks + int64_t{chunk} * kBytes);
+  block.template copy_piece<kBytes>(slot, args.fc1_blocks + int64_t{chunk} * kBytes);
+  block.template copy_piece<kBytes>(slot + kBytes, args.fc2_blocks + int64_t{chunk} * kBytes);
 }
 
 // 16 tokens of a warp.

@@ -55,14 +55,14 @@ bool is_token_map(const Tensor& x) {
          x.stride(2) % kNumbers == 0 && x.stride(3) % kNumbers == 0;
 }
 
-template <class scalar_t, int C_in, int kStrips>
+template <class scalar_t, int C_in, int C>
 void run_tokens(const Embedding& e) {
   ConvolveArgs args{};
   e.fill(args);
   e.fill_end(args.end);
   args.end.image_rows = e.image_rows();
-  args.C_out = static_cast<int>(e.shape.C);
-  run_patches<scalar_t, C_in, kStrips>(e.device, e.x, args);
+  args.C_out = C;
+  run_patches<scalar_t, C_in, C>(e.device, e.x, args);
 }
 
 // Runs kernels if there are some for so many channels.
@@ -73,17 +73,17 @@ bool embed_tokens(const Embedding& e) {
   }
   switch (e.shape.C_in * 1000 + e.shape.C) {
     case 32064:
-      return run_tokens<scalar_t, 32, 2>(e), true;
+      return run_tokens<scalar_t, 32, 64>(e), true;
     case 64128:
-      return run_tokens<scalar_t, 64, 4>(e), true;
+      return run_tokens<scalar_t, 64, 128>(e), true;
     case 64160:
-      return run_tokens<scalar_t, 64, 5>(e), true;
+      return run_tokens<scalar_t, 64, 160>(e), true;
     case 128320:
-      return run_tokens<scalar_t, 128, 5>(e), true;
+      return run_tokens<scalar_t, 128, 320>(e), true;
     case 160256:
-      return run_tokens<scalar_t, 160, 4>(e), true;
+      return run_tokens<scalar_t, 160, 256>(e), true;
     case 320512:
-      return run_tokens<scalar_t, 320, 4>(e), true;
+      return run_tokens<scalar_t, 320, 512>(e), true;
     default:
       return false;
   }

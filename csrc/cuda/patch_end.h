@@ -22,17 +22,7 @@ PVT_DEVICE void finish_rows(const PatchEnd& end, int64_t first, int64_t rows,
                             Strip<Warp> (&sums)[kStrips][kTiles]) {
   constexpr int C = kStrips * kStrip;
   const auto lane = Warp::lane();
-  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
-    typename Warp::Float bias[8];
-    load_channels<Warp>(end.bias + s * kStrip, bias);
-    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-      PVT_UNROLL for (int half = 0; half < 2; ++half) {
-        PVT_UNROLL for (int c = 0; c < 8; ++c) {
-          sums[s][tile].at(half, c) = sums[s][tile].at(half, c) + bias[c];
-        }
-      }
-    }
-  }
+  add_to_rows(sums, end.bias);
   normalise(sums, end.norm_weight, end.norm_bias, end.eps);
   PVT_UNROLL for (int tile = 0; tile < kTiles && end.position != nullptr; ++tile) {
     PVT_UNROLL for (int half = 0; half < 2; ++half) {

@@ -1,19 +1,26 @@
-// reduce_kv on CUDA: which tokens have kernels, and their launch. On a smaller grid there are two:
-// the convolution of normalised tokens, and keys and values of what it leaves.
+// reduce_kv on CUDA: which tokens have kernels, and their launch. On a smaller grid there are two,
+// the convolution of normalised tokens, and keys and values of what it leaves; or one of
+// warpgroups, which goes from tokens to keys and values.
 #include <torch/csrc/stable/library.h>
 
 #include "aten/kernels.h"
 #include "cuda/convolve.h"
+#include "cuda/convolve_warpgroup.h"
 #include "cuda/linear_warpgroup.h"
 #include "cuda/packed.h"
 
 namespace pvt::cuda {
 namespace {
 
-template <class scalar_t, int C, int kStrips>
+template <class scalar_t, int C>
 void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convolution,
                    LinearArgs args) {
-  const Tensor sums = run_convolution<scalar_t, C, kStrips, true>(device, x, convolution);
+  if constexpr (C % kBlock == 0) {
+    if (are_for_warpgroups<scalar_t, C, C, true>(device, convolution)) {
+      return run_warpgroup_reduction<scalar_t, C>(device, x, {convolution, args});
+    }
+  }
+  const Tensor sums = run_convolution<scalar_t, C, wide_strips(C), true>(device, x, convolution);
   args.x = sums.const_data_ptr();
   args.splits = convolution.splits;
   run_linear<scalar_t, C, Source::kSums, Then::kStore>(device, args);
@@ -46,15 +53,15 @@ bool dispatch_channels(const Device& device, const Tensor& x, int64_t C, bool re
                        const ConvolveArgs& convolution, const LinearArgs& args) {
   switch (reduces ? C : -C) {
     case 32:
-      return run_reduction<scalar_t, 32, 1>(device, x, convolution, args), true;
+      return run_reduction<scalar_t, 32>(device, x, convolution, args), true;
     case 64:
-      return run_reduction<scalar_t, 64, 2>(device, x, convolution, args), true;
+      return run_reduction<scalar_t, 64>(device, x, convolution, args), true;
     case 128:
-      return run_reduction<scalar_t, 128, 4>(device, x, convolution, args), true;
+      return run_reduction<scalar_t, 128>(device, x, convolution, args), true;
     case 160:
-      return run_reduction<scalar_t, 160, 5>(device, x, convolution, args), true;
+      return run_reduction<scalar_t, 160>(device, x, convolution, args), true;
     case 320:
-      return run_reduction<scalar_t, 320, 5>(device, x, convolution, args), true;
+      return run_reduction<scalar_t, 320>(device, x, convolution, args), true;
     case -256:
       return run_of_tokens<scalar_t, 256>(device, x, args), true;
     case -512:

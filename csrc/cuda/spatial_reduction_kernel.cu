@@ -17,11 +17,11 @@ Tensor in_panels(const Tensor& weight) {
   return call_aten("aten::permute", "", split, std::vector<int64_t>{0, 4, 5, 2, 1, 3});
 }
 
-template <class scalar_t, int C, int kStrips>
+template <class scalar_t, int C>
 void run(const Device& device, const Tensor& x, const Tensor& weight, ConvolveArgs args) {
   const Weight packed(in_panels(weight));
   args.weight = packed.data();
-  run_patches<scalar_t, C, kStrips>(device, x, args);
+  run_patches<scalar_t, C, C>(device, x, args);
 }
 
 // Runs the kernels if there are some for so many channels.
@@ -30,15 +30,15 @@ bool dispatch_channels(const Device& device, const Tensor& x, const Tensor& weig
                        const ConvolveArgs& args) {
   switch (args.C_out) {
     case 32:
-      return run<scalar_t, 32, 1>(device, x, weight, args), true;
+      return run<scalar_t, 32>(device, x, weight, args), true;
     case 64:
-      return run<scalar_t, 64, 2>(device, x, weight, args), true;
+      return run<scalar_t, 64>(device, x, weight, args), true;
     case 128:
-      return run<scalar_t, 128, 4>(device, x, weight, args), true;
+      return run<scalar_t, 128>(device, x, weight, args), true;
     case 160:
-      return run<scalar_t, 160, 5>(device, x, weight, args), true;
+      return run<scalar_t, 160>(device, x, weight, args), true;
     case 320:
-      return run<scalar_t, 320, 5>(device, x, weight, args), true;
+      return run<scalar_t, 320>(device, x, weight, args), true;
     default:
       return false;
   }

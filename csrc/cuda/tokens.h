@@ -54,6 +54,8 @@ class RowNorm {
  public:
   using Float = typename Warp::Float;
 
+  RowNorm() = default;  // of no rows yet
+
   // Of rows in registers: one after the other, so that few sums need some too.
   template <int kStrips>
   PVT_DEVICE RowNorm(Operand<Warp> (&rows)[kStrips][kTiles], float eps) {
@@ -147,6 +149,22 @@ class RowNorm {
 
   Float mean_[kTiles][2], scale_[kTiles][2];
 };
+
+// The same to every row of sums.   vector: [32 kStrips]
+template <class Warp, int kStrips, int kTiles>
+PVT_DEVICE void add_to_rows(Strip<Warp> (&strips)[kStrips][kTiles], const float* vector) {
+  PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
+    typename Warp::Float channels[8];
+    load_channels<Warp>(vector + s * kStrip, channels);
+    PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
+      PVT_UNROLL for (int half = 0; half < 2; ++half) {
+        PVT_UNROLL for (int c = 0; c < 8; ++c) {
+          strips[s][tile].at(half, c) = strips[s][tile].at(half, c) + channels[c];
+        }
+      }
+    }
+  }
+}
 
 // The LayerNorm of sums, in place.
 template <class Warp, int kStrips, int kTiles>

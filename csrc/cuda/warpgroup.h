@@ -76,17 +76,4 @@ PVT_DEVICE void multiply_tokens(Strip<Warp> (&sums)[2], const Operand<Warp> (&to
   }
 }
 
-// Starts the copy of kBytes that lie in one piece, by all threads of a block.
-template <int kBytes, class Block>
-PVT_DEVICE void copy_piece(Block& block, char* to, const char* from) {
-  constexpr int kVectors = kBytes / kVector, kThreads = Block::kThreads;
-  block.each_thread([&](int thread) {
-    PVT_UNROLL for (int vector = 0; vector < kVectors; vector += kThreads) {
-      if (vector + kThreads <= kVectors || vector + thread < kVectors) {
-        block.copy(to + (vector + thread) * kVector, from + (vector + thread) * kVector);
-      }
-    }
-  });
-}
-
 }  // namespace pvt::cuda

@@ -41,6 +41,10 @@ struct WeightBlocksArgs {
   Follow follow;
 };
 
+PVT_HOST_DEVICE int64_t block_vectors(const WeightBlocksArgs& args) {
+  return int64_t{args.columns} * args.depth * 2 / kVector;
+}
+
 // Writes vector number `index` of all blocks.
 PVT_HOST_DEVICE void write_block_vector(const WeightBlocksArgs& args, int64_t index) {
   const int vector = static_cast<int>(index % 8), row = static_cast<int>(index / 8 % kBlock);

@@ -126,7 +126,12 @@ MANY_PATCHES = [
         ("patch_embed", cases.PatchCase(40, C_in, 54, 56, C, 2, 2, tokens=True))
         for C_in, C in PATCHES
     ),
-    *(("reduce_kv", cases.KvCase(60, 7 * R, 7 * R + 1, C, R)) for R, C in REDUCTIONS if R),
+    *(
+        ("reduce_kv", cases.KvCase(B, 7 * R, 7 * R + 1, C, R))
+        for R, C in REDUCTIONS
+        for B in (60, 200)
+        if R
+    ),
     *(("spatial_reduction", cases.ReductionCase(40, 56, 55, C, 2)) for C in (32, 64, 128, 160)),
 ]
 # What a profiler calls the kernels of each.
@@ -220,14 +225,30 @@ def test_many_rows(name, case, dtype, gpu):
     assert any(expected in key for key in names), names
 
 
+def are_patches_for_warpgroups(name, case):
+    channels = {case.C, getattr(case, "C_in", case.C)}
+    return (
+        torch.cuda.get_device_capability() == (9, 0)
+        and all(C % 64 == 0 for C in channels)
+        and (name != "reduce_kv" or case.B >= 200)  # fewer do not fill an H100
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "case"), MANY_PATCHES, ids=str)
 def test_many_patches(name, case, dtype, gpu):
     inputs = drawn(case, gpu, dtype)
     check(name, inputs, gpu)
     names = kernels_of(name, inputs)
-    finishes = name != "reduce_kv" and case.C <= 160
-    after = "linear_kernel" if name == "reduce_kv" else "patch_norm_kernel"
+    warpgroups = are_patches_for_warpgroups(name, case)
+    if name == "reduce_kv":
+        first, after, finishes = "reduce", "::linear_kernel", warpgroups
+    else:
+        first, after = "convolve", "patch_norm_kernel"
+        most_columns = 320 if warpgroups else 160  # of a block
+        finishes = case.C <= most_columns
+    first = f"{first}_warpgroup_kernel" if warpgroups else "convolve_kernel"
+    assert any(first in key for key in names), names
     assert any(after in key for key in names) != finishes, names
 
 

@@ -175,7 +175,7 @@ class Blocks {
       : memory_(std::vector<double>(columns * depth, NAN)) {
     const WeightBlocksArgs args{weight, data(), static_cast<int>(columns), static_cast<int>(depth),
                                 follow};
-    for (int64_t index = 0; index < columns * depth / 8; ++index)
+    for (int64_t index = 0; index < block_vectors(args); ++index)
       write_block_vector(args, index);
   }
   char* data() { return reinterpret_cast<char*>(memory_.data()); }

@@ -115,6 +115,13 @@ class HostBlock {
     addresses_[lane_].push_back(to);
     begin_copy(to, from, 4, true);
   }
+  template <int kBytes>
+  void copy_piece(char* to, const char* from) {
+    each_thread([&](int thread) {
+      for (int vector = thread; vector < kBytes / kVector; vector += kThreads)
+        copy(to + vector * kVector, from + vector * kVector);
+    });
+  }
   void commit() { groups_.emplace_back(); }
 
   template <int kPending>

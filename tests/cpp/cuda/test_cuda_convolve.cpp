@@ -1,10 +1,15 @@
 // The CUDA kernels of reduce_kv, spatial_reduction and patch_embed, run on the CPU against float64.
 #include "cuda/convolve_impl.h"
+#include "cuda/convolve_warpgroup_impl.h"
+#include "cuda/host_warpgroup.h"
 #include "cuda/linear_test.h"
 #include "cuda/patch_norm_impl.h"
 
 namespace pvt::cuda {
 namespace {
+
+template <class scalar_t>
+struct PackedConvolution;
 
 struct Convolution {
   int64_t B, H, W, C, C_out;
@@ -14,14 +19,14 @@ struct Convolution {
 
   template <class scalar_t>
   Convolution& fill() {
-    const int64_t inputs = C * kernel_size * kernel_size;
     x = random_numbers<scalar_t>(B * H * W * C, 1, 2, 0.5);
     norm_weight = random_numbers<scalar_t>(C, 2, 0.1, 1);
     norm_bias = random_numbers<scalar_t>(C, 3, 0.1);
-    weight = random_numbers<scalar_t>(C_out * inputs, 4, 1 / std::sqrt(inputs));
+    weight = random_numbers<scalar_t>(C_out * inputs(), 4, 1 / std::sqrt(inputs()));
     bias = random_numbers<scalar_t>(C_out, 5, 0.1);
     return *this;
   }
+  int64_t inputs() const { return C * kernel_size * kernel_size; }
   int64_t out_H() const { return (H + 2 * padding - kernel_size) / stride + 1; }
   int64_t out_W() const { return (W + 2 * padding - kernel_size) / stride + 1; }
   int64_t rows() const { return B * out_H() * out_W(); }
@@ -49,55 +54,70 @@ struct Convolution {
 
   // The sums that convolve() leaves, in `splits` parts; none if it finishes the rows at `end`.
   template <class Config>
-  std::vector<float> run(int splits, const PatchEnd& end = {}) {
+  std::vector<float> run(int splits, const PatchEnd& end = {}) const {
     using scalar_t = typename Config::scalar_t;
-    Bits<scalar_t> tokens(x);
-    const Bits<scalar_t> packed_weight =
-        packed<scalar_t>(weight, C_out, C * kernel_size * kernel_size);
-    const Floats norm_w(norm_weight), norm_b(norm_bias);
     const int64_t size = end.out != nullptr ? 0 : splits * rows() * C_out;
     Floats sums(std::vector<double>(std::max<int64_t>(size, 1), NAN));
-    const ConvolveArgs args{tokens.data(),
-                            H * W * C * 2,
-                            W * C * 2,
-                            C * 2,
-                            static_cast<int>(H),
-                            static_cast<int>(W),
-                            kernel_size,
-                            stride,
-                            padding,
-                            norm_w.data(),
-                            norm_b.data(),
-                            1e-6f,
-                            packed_weight.bytes(),
-                            size == 0 ? nullptr : sums.data(),
-                            rows(),
-                            static_cast<int>(out_H()),
-                            static_cast<int>(out_W()),
-                            static_cast<int>(C_out),
-                            splits,
-                            end};
+    const PackedConvolution<scalar_t> packed_convolution(*this);
+    ConvolveArgs args = packed_convolution.args;
+    args.sums = size == 0 ? nullptr : sums.data();
+    args.splits = splits, args.end = end;
     const int64_t blocks =
         (rows() + Config::kRows - 1) / Config::kRows * (C_out / Config::kColumns) * splits;
-    const int64_t conflicts =
-        launch_on_host<Config>("convolve", blocks, Config::kSharedBytes, 11,
-                               [&](auto& block) { convolve<Config>(block, args); });
+    const int64_t conflicts = launch<Config>(args, blocks);
     CHECK(conflicts == 0);
     return std::vector<float>(sums.data(), sums.data() + size);
   }
+
+ private:
+  template <class Config>
+  int64_t launch(ConvolveArgs args, int64_t blocks) const {
+    if constexpr (requires { Config::kFollow; }) {
+      Blocks weight_blocks(args.weight, C_out, inputs(), Config::kFollow);
+      args.weight = weight_blocks.data();
+      return launch_on_host<Config, HostWarpgroup>(
+          "convolve_warpgroup", blocks, Config::kSharedBytes, 11,
+          [&](auto& block) { convolve_warpgroup<Config>(block, args); });
+    } else {
+      return launch_on_host<Config>("convolve", blocks, Config::kSharedBytes, 11,
+                                    [&](auto& block) { convolve<Config>(block, args); });
+    }
+  }
+};
+
+// Its tensors in memory, and what kernels take of them.
+template <class scalar_t>
+struct PackedConvolution {
+  explicit PackedConvolution(const Convolution& c)
+      : tokens(c.x),
+        weight(packed<scalar_t>(c.weight, c.C_out, c.inputs())),
+        norm_weight(c.norm_weight),
+        norm_bias(c.norm_bias) {
+    args.x = tokens.data();
+    args.image_bytes = c.H * c.W * c.C * 2, args.row_bytes = c.W * c.C * 2;
+    args.column_bytes = c.C * 2;
+    args.H = static_cast<int>(c.H), args.W = static_cast<int>(c.W);
+    args.kernel_size = c.kernel_size, args.stride = c.stride, args.padding = c.padding;
+    args.norm_weight = norm_weight.data(), args.norm_bias = norm_bias.data(), args.eps = 1e-6f;
+    args.weight = weight.bytes();
+    args.rows = c.rows();
+    args.out_H = static_cast<int>(c.out_H()), args.out_W = static_cast<int>(c.out_W());
+    args.C_out = static_cast<int>(c.C_out), args.splits = 1;
+  }
+
+  Bits<scalar_t> tokens, weight;
+  Floats norm_weight, norm_bias;
+  ConvolveArgs args{};
 };
 
 // Keys and values of 2 C channels from the reduced grid.
-template <class Convolve, class Config>
-void check_reduction(Convolution conv, int splits, int block_columns) {
-  using scalar_t = typename Convolve::scalar_t;
+//   run(convolution, layer): what kernels give
+template <class scalar_t, class Run>
+void check_keys(Convolution conv, const Run& run) {
   const int64_t C = conv.C, columns = 2 * C;
   conv.template fill<scalar_t>();
-  const std::vector<float> sums = conv.template run<Convolve>(splits);
   const NormedLinear layer = NormedLinear::random<scalar_t>(C, columns);
-  const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
-  const Bits<scalar_t> kv = run_linear<Config>(layer, aligned.data(), conv.rows(), splits,
-                                               conv.bias, columns, block_columns);
+  const Bits<scalar_t> kv = run(conv, layer);
   Errors errors;
   for (int64_t row = 0; row < conv.rows(); ++row) {
     const std::vector<double> expected = layer(conv.patch(row, Exact()), Exact());
@@ -108,6 +128,47 @@ void check_reduction(Convolution conv, int splits, int block_columns) {
   }
   CAPTURE(C);
   CHECK(errors.ratio() < kMaxErrorRatio);
+}
+
+// By convolve() and linear().
+template <class Convolve, class Config>
+void check_reduction(const Convolution& convolution, int splits, int block_columns) {
+  using scalar_t = typename Convolve::scalar_t;
+  check_keys<scalar_t>(convolution, [&](const Convolution& conv, const NormedLinear& layer) {
+    const std::vector<float> sums = conv.template run<Convolve>(splits);
+    const Floats aligned(std::vector<double>(sums.begin(), sums.end()));
+    return run_linear<Config>(layer, aligned.data(), conv.rows(), splits, conv.bias, 2 * conv.C,
+                              block_columns);
+  });
+}
+
+// By reduce_warpgroup().
+template <class Config>
+void check_reduction(const Convolution& convolution) {
+  using scalar_t = typename Config::scalar_t;
+  check_keys<scalar_t>(convolution, [](const Convolution& conv, const NormedLinear& layer) {
+    const int64_t columns = 2 * conv.C;
+    const PackedConvolution<scalar_t> packed_convolution(conv);
+    const Bits<scalar_t> weight = packed<scalar_t>(layer.weight, columns, conv.C);
+    Blocks sr_blocks(packed_convolution.args.weight, conv.C, conv.inputs(), Config::kFollow);
+    Blocks kv_blocks(weight.bytes(), columns, conv.C, Follow::kInputs);
+    const Floats norm_weight(layer.norm_weight), norm_bias(layer.norm_bias), bias(layer.bias);
+    const Floats sums_bias(conv.bias);
+    Bits<scalar_t> kv(std::vector<double>(conv.rows() * columns, NAN));
+    ReduceArgs args{packed_convolution.args, {}};
+    args.convolution.weight = sr_blocks.data();
+    args.linear.rows = conv.rows(), args.linear.sums_bias = sums_bias.data();
+    args.linear.norm_weight = norm_weight.data(), args.linear.norm_bias = norm_bias.data();
+    args.linear.eps = 1e-5f;
+    args.linear.weight = kv_blocks.data(), args.linear.bias = bias.data();
+    args.linear.out = kv.data(), args.linear.columns = static_cast<int>(columns);
+    const int64_t blocks = (conv.rows() + Config::kRows - 1) / Config::kRows;
+    const int64_t conflicts = launch_on_host<Config, HostWarpgroup>(
+        "reduce_warpgroup", blocks, Config::kSharedBytes, 16,
+        [&](auto& block) { reduce_warpgroup<Config>(block, args); });
+    CHECK(conflicts == 0);
+    return kv;
+  });
 }
 
 // The rows of patch_embed and spatial_reduction. fused: of convolve() alone
@@ -198,6 +259,15 @@ TEST_CASE("reduce_kv: few patches") {
                   Linear<Half, 160, Source::kSums, 4, 160, 2>>(reduction(1, 6, 8, 160, 2), 4, 64);
 }
 
+TEST_CASE("reduce_kv: many patches") {
+  check_reduction<WarpgroupConvolveConfig<BFloat16, 64, true, 1, 8, 6>>(
+      reduction(2, 64, 49, 64, 8));
+  check_reduction<WarpgroupConvolveConfig<Half, 128, true, 2, 8, 4>>(reduction(1, 37, 49, 128, 4));
+  check_reduction<WarpgroupConvolveConfig<BFloat16, 320, true, 5, 8, 4>>(
+      reduction(1, 23, 25, 320, 2));
+  check_reduction<WarpgroupConvolveConfig<Half, 320, true, 5, 8, 4>>(reduction(1, 9, 6, 320, 3));
+}
+
 TEST_CASE("spatial_reduction") {
   check_patches<ConvolveConfig<BFloat16, 64, false, 2, 2, 4, 32, 4>>(
       reduction(2, 24, 17, 64, 8, false), 8, false);
@@ -209,6 +279,15 @@ TEST_CASE("spatial_reduction") {
       reduction(1, 13, 9, 128, 4, false), 1, false, /*fused=*/true);
   check_patches<ConvolveConfig<BFloat16, 320, false, 1, 5, 4, 32, 4>>(
       reduction(1, 4, 6, 320, 2, false), 3, false);
+}
+
+TEST_CASE("spatial_reduction: many patches") {
+  check_patches<WarpgroupConvolveConfig<BFloat16, 64, false, 1, 8, 6>>(
+      reduction(1, 24, 40, 64, 8, false), 1, false, /*fused=*/true);
+  check_patches<WarpgroupConvolveConfig<Half, 128, false, 2, 8, 4>>(
+      reduction(2, 13, 9, 128, 4, false), 1, false, /*fused=*/true);
+  check_patches<WarpgroupConvolveConfig<BFloat16, 320, false, 5, 8, 4>>(
+      reduction(1, 4, 6, 320, 2, false), 1, false, /*fused=*/true);
 }
 
 TEST_CASE("patch_embed: of tokens") {
@@ -228,6 +307,15 @@ TEST_CASE("patch_embed: of tokens") {
       embedding(1, 6, 8, 128, 320, false), 1, true);
   check_patches<ConvolveConfig<BFloat16, 160, false, 2, 4, 4, 32, 4>>(
       embedding(1, 5, 6, 160, 256, true), 3, false);
+}
+
+TEST_CASE("patch_embed: of many tokens") {
+  check_patches<WarpgroupConvolveConfig<BFloat16, 64, false, 2, 8, 4>>(
+      embedding(2, 19, 17, 64, 128, true), 1, false, /*fused=*/true);
+  check_patches<WarpgroupConvolveConfig<Half, 128, false, 5, 8, 4>>(
+      embedding(1, 6, 8, 128, 320, false), 1, true, /*fused=*/true);
+  check_patches<WarpgroupConvolveConfig<BFloat16, 320, false, 4, 8, 4>>(
+      embedding(1, 5, 4, 320, 512, true), 1, true);
 }
 
 TEST_CASE("patch_embed: of few tokens") {
