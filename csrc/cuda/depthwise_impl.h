@@ -80,8 +80,8 @@ PVT_DEVICE void depthwise_gelu(Block& block, const DepthwiseArgs& args) {
   PVT_UNROLL for (int t = 0; t < kRun; ++t) {
     typename Warp::Vector v;
     PVT_UNROLL for (int i = 0; i < 4; ++i) {
-      v.word[i] =
-          Warp::template pack<scalar_t>(gelu<Warp>(sums[t][2 * i]), gelu<Warp>(sums[t][2 * i + 1]));
+      v.word[i] = Warp::template pack<scalar_t>(gelu<scalar_t, Warp>(sums[t][2 * i]),
+                                                gelu<scalar_t, Warp>(sums[t][2 * i + 1]));
     }
     Warp::store(args.out, offset(row, column + t), v, exists && column + t < args.W);
   }

@@ -25,14 +25,8 @@ struct DeviceWarp {
   // ---- arithmetic ----
 
   static PVT_DEVICE Float fma(Float a, Float b, Float c) { return fmaf(a, b, c); }
-
-  // a * b + c, clamped to 0 .. 1; NaN becomes 0.
-  static PVT_DEVICE Float fma_saturated(Float a, Float b, Float c) {
-    Float result;
-    asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
-    return result;
-  }
   static PVT_DEVICE Float max(Float a, Float b) { return fmaxf(a, b); }
+  static PVT_DEVICE Float abs(Float a) { return fabsf(a); }
   static PVT_DEVICE Float exp2(Float a) {
     Float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));

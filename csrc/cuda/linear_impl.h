@@ -74,7 +74,7 @@ PVT_DEVICE void load_sums(const LinearArgs& args, int64_t first,
   normalise(strips, args.norm_weight, args.norm_bias, args.eps);
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
     if constexpr (kActive)
-      apply_gelu(strips[s][0]);
+      apply_gelu<scalar_t>(strips[s][0]);
     round<scalar_t>(strips[s][0], operands[s][0]);
   }
 }

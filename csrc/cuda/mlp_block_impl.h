@@ -84,7 +84,7 @@ class MlpRows {
       }
       Operand<Warp> active[kTiles];
       PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
-        apply_gelu(hidden[tile]);
+        apply_gelu<scalar_t>(hidden[tile]);
         round<scalar_t>(hidden[tile], active[tile]);
       }
       PVT_UNROLL for (int s = 0; s < kStrips; ++s) {

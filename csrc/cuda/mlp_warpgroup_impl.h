@@ -100,7 +100,7 @@ class MlpWarpgroupRows {
   PVT_DEVICE void activate(Strip<Warp> (&hidden)[2], int chunk) {
     settle(hidden);
     add_bias(hidden, args_.fc1_bias + chunk * kBlock);
-    PVT_UNROLL for (int s = 0; s < 2; ++s) apply_gelu(hidden[s]);
+    PVT_UNROLL for (int s = 0; s < 2; ++s) apply_gelu<scalar_t>(hidden[s]);
     settle(hidden);  // before the next wait
   }
 

@@ -19,7 +19,7 @@ PVT_DEVICE void put_strip(void* out, const Rows& rows, int s, Strip<Warp> (&sums
     add_strip<scalar_t>(out, rows, s, sums);
   } else {
     if constexpr (kThen == Then::kGelu) {
-      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) apply_gelu(sums[tile]);
+      PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) apply_gelu<scalar_t>(sums[tile]);
     }
     store_strip<scalar_t>(out, rows, s, sums);
   }

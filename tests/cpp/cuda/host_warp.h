@@ -134,12 +134,11 @@ struct HostWarp {
   static Float fma(const Float& a, const Float& b, const Float& c) {
     return map_lanes([](float x, float y, float z) { return std::fma(x, y, z); }, a, b, c);
   }
-  static Float fma_saturated(const Float& a, const Float& b, const Float& c) {
-    const auto saturate = [](float x) { return x > 0 ? (x < 1 ? x : 1.f) : 0.f; };
-    return map_lanes(saturate, fma(a, b, c));
-  }
   static Float max(const Float& a, const Float& b) {
     return map_lanes([](float x, float y) { return std::fmax(x, y); }, a, b);
+  }
+  static Float abs(const Float& a) {
+    return map_lanes([](float x) { return std::fabs(x); }, a);
   }
   static Float exp2(const Float& a) {
     return map_lanes([](float x) { return std::exp2(x); }, a);
