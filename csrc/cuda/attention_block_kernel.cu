@@ -4,6 +4,7 @@
 #include "aten/kernels.h"
 #include "cuda/attention.h"
 #include "cuda/attention_block_impl.h"
+#include "cuda/attention_warpgroup_impl.h"
 #include "cuda/linear_warpgroup.h"
 #include "cuda/sra_attention.h"
 
@@ -51,6 +52,37 @@ using ManyChannels = AttentionBlockConfig<scalar_t, C, kHeadDim, /*kWarps=*/4,
                                           : C == 320          ? 64
                                                               : 128,
                                           /*kSlots=*/2>;
+
+// ---- one kernel of warpgroups: heads of 64, up to 64 keys ----
+
+template <class Config>
+constexpr int kWarpgroupBlocks = Config::kStaying ? 2 : 1;  // of a multiprocessor
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kWarps* kLanes, kWarpgroupBlocks<Config>)
+    attention_warpgroup_kernel(AttentionWarpgroupArgs args) {
+  with_warpgroups<Config::kWarps>([&](auto& block) { attention_warpgroup<Config>(block, args); });
+}
+
+// All weights of up to 128 channels fit into shared memory twice, with keys and values of an image.
+template <class scalar_t, int C>
+using Warpgroups = AttentionWarpgroupConfig<scalar_t, C, /*kWarps=*/8,
+                                            /*kSlots=*/C <= 128 ? C / 32 : 3>;
+
+template <class scalar_t, int C>
+void run_warpgroups(const Device& device, int64_t B, const Tensor& x, AttentionBlockArgs args) {
+  using Config = Warpgroups<scalar_t, C>;
+  const WeightBlocks<2> blocks(
+      device, x,
+      {{args.q_weight, C, C, Follow::kInputs}, {args.proj_weight, C, C, Follow::kInputs}});
+  args.q_weight = blocks.data(0), args.proj_weight = blocks.data(1);
+  const int64_t most = (args.N + Config::kRows - 1) / Config::kRows;
+  const int parts = Config::kStaying ? parts_at_once(device, B, most, kWarpgroupBlocks<Config>)
+                                     : static_cast<int>(most);
+  launch<attention_warpgroup_kernel<Config>>(device, B * parts, Config::kWarps * kLanes,
+                                             Config::kSharedBytes,
+                                             AttentionWarpgroupArgs{args, parts});
+}
 
 // ---- three kernels, with queries and the heads' results between them in memory ----
 
@@ -108,8 +140,25 @@ bool fills(const Device& device, int64_t blocks) {
   return blocks >= 4 * int64_t{device.multiprocessors()};
 }
 
+// One kernel of warpgroups, where there are as many tokens as its blocks take at once.
+template <int C, int kHeadDim>
+constexpr bool kHasWarpgroups = kHeadDim == kBlock && C <= 320;
+
+template <class scalar_t, int C>
+bool are_for_one_kernel(const Device& device, int64_t B, const AttentionBlockArgs& args) {
+  using Config = Warpgroups<scalar_t, C>;
+  const int64_t blocks = B * ((args.N + Config::kRows - 1) / Config::kRows);
+  return args.kv.kv_len <= kBlock && has_warpgroups(device) &&
+         blocks >= kWarpgroupBlocks<Config> * int64_t{device.multiprocessors()};
+}
+
 template <class scalar_t, int C, int kHeadDim>
 void run(const Device& device, int64_t B, const Tensor& x, const AttentionBlockArgs& args) {
+  if constexpr (kHasWarpgroups<C, kHeadDim>) {
+    if (are_for_one_kernel<scalar_t, C>(device, B, args)) {
+      return run_warpgroups<scalar_t, C>(device, B, x, args);
+    }
+  }
   if constexpr (C <= 128) {
     return run_few_channels<scalar_t, C, kHeadDim>(device, B, args);
   } else {

@@ -9,19 +9,13 @@ namespace pvt::cuda {
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     convolve_warpgroup_kernel(ConvolveArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  convolve_warpgroup<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { convolve_warpgroup<Config>(block, args); });
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     reduce_warpgroup_kernel(ReduceArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  reduce_warpgroup<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { reduce_warpgroup<Config>(block, args); });
 }
 
 // All columns of a patch where registers hold its sums, else 256 of them.

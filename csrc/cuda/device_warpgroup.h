@@ -93,4 +93,13 @@ struct WarpgroupBlock : DeviceBlock<kWarps> {
   }
 };
 
+// The body of a kernel that is launched on devices that have them; code for others has none.
+template <int kWarps, class Run>
+PVT_DEVICE void with_warpgroups(const Run& run) {
+#ifdef PVT_HAS_WARPGROUPS
+  WarpgroupBlock<kWarps> block;
+  run(block);
+#endif
+}
+
 }  // namespace pvt::cuda

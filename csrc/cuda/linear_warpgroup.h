@@ -85,19 +85,13 @@ class WeightBlocks {
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     staying_linear_kernel(WarpgroupLinearArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  staying_linear<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { staying_linear<Config>(block, args); });
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     passing_linear_kernel(WarpgroupLinearArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  passing_linear<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { passing_linear<Config>(block, args); });
 }
 
 // Of C inputs, after a LayerNorm. As many warps as there are registers for.

@@ -56,19 +56,13 @@ void run_block(const Device& device, int64_t blocks, const MlpBlockArgs& args) {
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     mlp_warpgroup_kernel(MlpWarpgroupArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  mlp_warpgroup<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { mlp_warpgroup<Config>(block, args); });
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, 1)
     mlp_warpgroup_staying_kernel(MlpWarpgroupArgs args) {
-#ifdef PVT_HAS_WARPGROUPS
-  WarpgroupBlock<Config::kWarps> block;
-  mlp_warpgroup_staying<Config>(block, args);
-#endif
+  with_warpgroups<Config::kWarps>([&](auto& block) { mlp_warpgroup_staying<Config>(block, args); });
 }
 
 // As many warps as registers allow: warpgroups that compute GELU beside one that multiplies.

@@ -1,6 +1,8 @@
 // The CUDA kernels of attention_block_, run on the CPU against float64.
 #include "cuda/attention_block_impl.h"
+#include "cuda/attention_warpgroup_impl.h"
 #include "cuda/cuda_test.h"
+#include "cuda/host_warpgroup.h"
 #include "cuda/linear_impl.h"
 #include "cuda/sra_attention_impl.h"
 #include "cuda/streamed_linear_impl.h"
@@ -91,33 +93,60 @@ struct AttentionMemory {
   Floats norm_weight, norm_bias, q_bias, proj_bias;
 };
 
-template <class Config>
-void check_attention(int64_t B, int64_t N, int kv_len, double sharpness = 1) {
+// What kernels of the whole operator take.
+template <class scalar_t>
+AttentionBlockArgs block_args(AttentionMemory<scalar_t>& memory) {
+  return {memory.x.data(),
+          memory.attention.N,
+          memory.norm_weight.data(),
+          memory.norm_bias.data(),
+          1e-6f,
+          memory.q.bytes(),
+          memory.q_bias.data(),
+          memory.key_values(),
+          memory.proj.bytes(),
+          memory.proj_bias.data(),
+          memory.scale(),
+          /*blocks_per_image=*/0};
+}
+
+//   run(memory): changes its x, and returns the number of bank conflicts
+template <class Config, class Run>
+void check_operator(int64_t B, int64_t N, int kv_len, double sharpness, const Run& run) {
   using scalar_t = typename Config::scalar_t;
   constexpr int C = Config::C;
   const Attention attention =
       Attention::random<scalar_t>(B, N, C, Config::kHeads, kv_len, sharpness);
   AttentionMemory<scalar_t> memory(attention);
-  const int64_t blocks = (N + Config::kRows - 1) / Config::kRows;
-  const AttentionBlockArgs args{memory.x.data(),
-                                N,
-                                memory.norm_weight.data(),
-                                memory.norm_bias.data(),
-                                1e-6f,
-                                memory.q.bytes(),
-                                memory.q_bias.data(),
-                                memory.key_values(),
-                                memory.proj.bytes(),
-                                memory.proj_bias.data(),
-                                memory.scale(),
-                                static_cast<int>(blocks)};
-  const int64_t conflicts =
-      launch_on_host<Config>("attention_block", B * blocks, Config::kSharedBytes, 11,
-                             [&](auto& block) { attention_block<Config>(block, args); });
-  CHECK(conflicts == 0);
+  CHECK(run(memory) == 0);
   CAPTURE(C);
   CAPTURE(kv_len);
   CHECK(memory.error_ratio() < kMaxErrorRatio);
+}
+
+template <class Config>
+void check_attention(int64_t B, int64_t N, int kv_len, double sharpness = 1) {
+  check_operator<Config>(B, N, kv_len, sharpness, [&](auto& memory) {
+    AttentionBlockArgs args = block_args(memory);
+    args.blocks_per_image = static_cast<int>((N + Config::kRows - 1) / Config::kRows);
+    return launch_on_host<Config>("attention_block", B * args.blocks_per_image,
+                                  Config::kSharedBytes, 11,
+                                  [&](auto& block) { attention_block<Config>(block, args); });
+  });
+}
+
+template <class Config>
+void check_warpgroups(int64_t B, int64_t N, int kv_len, int parts, double sharpness = 1) {
+  check_operator<Config>(B, N, kv_len, sharpness, [&](auto& memory) {
+    constexpr int C = Config::C;
+    AttentionWarpgroupArgs args{block_args(memory), parts};
+    Blocks q(memory.q.bytes(), C, C, Follow::kInputs);
+    Blocks proj(memory.proj.bytes(), C, C, Follow::kInputs);
+    args.attention.q_weight = q.data(), args.attention.proj_weight = proj.data();
+    return launch_on_host<Config, HostWarpgroup>(
+        "attention_warpgroup", B * parts, Config::kSharedBytes, 17,
+        [&](auto& block) { attention_warpgroup<Config>(block, args); });
+  });
 }
 
 // The three kernels with queries and the heads' results in memory.
@@ -195,6 +224,17 @@ TEST_CASE("attention_block_: every number of keys") {
 
 TEST_CASE("attention_block_: one key takes nearly all") {
   check_attention<AttentionBlockConfig<BFloat16, 64, 64, 4, 64, 3>>(1, 16, 200, 8);
+}
+
+TEST_CASE("attention_block_: many tokens, up to 64 keys") {
+  check_warpgroups<AttentionWarpgroupConfig<BFloat16, 64, 8, 2>>(2, 300, 49, 2);
+  check_warpgroups<AttentionWarpgroupConfig<Half, 128, 8, 4>>(1, 330, 49, 1);
+  check_warpgroups<AttentionWarpgroupConfig<BFloat16, 128, 8, 4>>(2, 20, 64, 1);
+  check_warpgroups<AttentionWarpgroupConfig<BFloat16, 320, 8, 3>>(2, 196, 49, 2);
+  check_warpgroups<AttentionWarpgroupConfig<Half, 320, 8, 3>>(1, 1, 50, 1);
+  for (const int kv_len : {1, 2, 17, 31, 32, 33, 48, 63})
+    check_warpgroups<AttentionWarpgroupConfig<BFloat16, 64, 8, 2>>(1, 16, kv_len, 1);
+  check_warpgroups<AttentionWarpgroupConfig<BFloat16, 64, 8, 2>>(1, 16, 40, 1, /*sharpness=*/8);
 }
 
 TEST_CASE("attention_block_: three kernels, few rows") {
