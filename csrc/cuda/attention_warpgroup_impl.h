@@ -133,16 +133,15 @@ class AttentionWarpgroupRows {
       exponentials(sums, args_.kv.kv_len, total);
       round(sums, operands);
       multiply(operands, Warp::after(keys, kBlockBytes), sums);
-      divide(sums, total);
+      scale(sums, Warp::reciprocal(total[0]), Warp::reciprocal(total[1]));
       PVT_UNROLL for (int s = 0; s < 2; ++s) {
         pvt::cuda::round<scalar_t>(sums[s], attended[2 * head + s]);
       }
     }
     PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) Warp::settle(attended[s].step);
-    multiply_columns<scalar_t, /*kTwo=*/false>(
-        attended, chunks, Config::kHeads, [&](Strip<Warp>(&sums)[2], int chunk) {
-          put_block<scalar_t, Then::kAdd>(x_, rows, chunk * kBlock, args_.proj_bias, sums);
-        });
+    BlockResults<scalar_t, Then::kAdd, Warp, Config::C> results(x_, rows, args_.proj_bias,
+                                                                /*first=*/0);
+    multiply_columns<scalar_t, /*kTwo=*/false>(attended, chunks, Config::kHeads, results);
   }
 
  private:
@@ -153,15 +152,8 @@ class AttentionWarpgroupRows {
     Warp::begin_products();
     multiply_tokens<scalar_t>(sums, tokens, weight);
     finish(sums);
-    PVT_UNROLL for (int s = 0; s < 2; ++s) {
-      Float bias[8];
-      load_channels<Warp>(args_.q_bias + head * kBlock + s * kStrip, bias);
-      PVT_UNROLL for (int c = 0; c < 8; ++c) {
-        PVT_UNROLL for (int half = 0; half < 2; ++half) {
-          sums[s].at(half, c) = (sums[s].at(half, c) + bias[c]) * Float(args_.scale);
-        }
-      }
-    }
+    add_bias(sums, args_.q_bias + head * kBlock);
+    scale(sums, Float(args_.scale), Float(args_.scale));
   }
 
   static PVT_DEVICE void round(Strip<Warp> (&sums)[2], Operand<Warp> (&operands)[2]) {
@@ -179,13 +171,12 @@ class AttentionWarpgroupRows {
     Warp::template wait_products<0>();
     settle(sums);
   }
-  static PVT_DEVICE void divide(Strip<Warp> (&sums)[2], const Float (&total)[2]) {
-    PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      const Float factor = Warp::reciprocal(total[half]);
-      PVT_UNROLL for (int c = 0; c < 16; ++c) {
-        auto& sum = sums[c / 8].at(half, c % 8);
-        sum = sum * factor;
-      }
+  // Rows g and g + 8 by a factor each.
+  static PVT_DEVICE void scale(Strip<Warp> (&sums)[2], const Float& first, const Float& second) {
+    PVT_UNROLL for (int c = 0; c < 16; ++c) {
+      auto& strip = sums[c / 8];
+      strip.at(0, c % 8) = strip.at(0, c % 8) * first;
+      strip.at(1, c % 8) = strip.at(1, c % 8) * second;
     }
   }
 

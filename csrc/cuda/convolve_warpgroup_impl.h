@@ -62,9 +62,11 @@ class PatchParts {
       load_strip(args_.x, rows_, number % kParts * kStrips + s, part[s]);
     }
   }
-  // In place, part by part from the first on.
-  PVT_DEVICE void normalise(int number, Part& part) {
-    if constexpr (kParts == 1) {
+  // The LayerNorm, in place.
+  PVT_DEVICE void prepare(int number, Part& part) {
+    if constexpr (!Config::kNorm) {
+      return;
+    } else if constexpr (kParts == 1) {
       norm_ = RowNorm<scalar_t, Warp, 1>(part, args_.eps);
     } else if (number % kParts == 0) {
       rows_.move_to(number / kParts);
@@ -86,41 +88,10 @@ class PatchParts {
 template <class Config, class Warp, class Chunks>
 PVT_DEVICE void multiply_patches(const ConvolveArgs& args, int64_t first, Chunks& chunks,
                                  Strip<Warp> (&sums)[Config::kStrips][1]) {
-  using scalar_t = typename Config::scalar_t;
-  using Parts = PatchParts<Config, Warp>;
-  constexpr int kHeld = Config::kHeld;
-  Parts parts(args, first);
-  typename Parts::Part held[kHeld];
+  PatchParts<Config, Warp> parts(args, first);
   Strip<Warp> strips[Config::kStrips];
   PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) set_zero(strips[s]);
-  // One part is multiplied while the next is normalised.
-  const auto multiply = [&](int number, int slot) {
-    auto& part = held[slot];
-    if constexpr (Config::kNorm)
-      parts.normalise(number, part);
-    const auto blocks = Warp::blocks(chunks.next());
-    PVT_UNROLL for (int s = 0; s < Parts::kStrips; ++s) Warp::settle(part[s][0].step);
-    Warp::begin_products();
-    PVT_UNROLL for (int line = 0; line < Config::kLines; ++line) {
-      multiply_blocks<scalar_t>(strips, part[2 * line][0], part[2 * line + 1][0],
-                                Warp::after(blocks, line * Config::kLineBytes));
-    }
-    Warp::commit_products();
-    Warp::template wait_products<1>();  // for those of the part before, whose place the next takes
-    parts.load(number + kHeld - 1, held[(slot + kHeld - 1) % kHeld]);
-  };
-  PVT_UNROLL for (int part = 0; part < kHeld - 1; ++part) parts.load(part, held[part]);
-  settle(strips);
-  int number = 0;
-  PVT_NO_UNROLL for (; number + kHeld <= parts.count(); number += kHeld) {
-    PVT_UNROLL for (int slot = 0; slot < kHeld; ++slot) multiply(number + slot, slot);
-  }
-  PVT_UNROLL for (int slot = 0; slot < kHeld - 1; ++slot) {
-    if (number + slot < parts.count())
-      multiply(number + slot, slot);
-  }
-  Warp::template wait_products<0>();
-  settle(strips);
+  multiply_parts<typename Config::scalar_t, Config::kHeld>(parts, chunks, strips);
   PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) sums[s][0] = strips[s];
 }
 
@@ -179,12 +150,10 @@ PVT_DEVICE void reduce_warpgroup(Block& block, const ReduceArgs& args) {
   Operand<Warp> tokens[Config::kStrips];
   PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) round<scalar_t>(sums[s][0], tokens[s]);
   PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) Warp::settle(tokens[s].step);
-  multiply_columns<scalar_t, /*kTwo=*/true>(
-      tokens, chunks, blocks, [&](Strip<Warp>(&columns)[2], int chunk) {
-        const AdjacentRows<Warp> results{first, linear.rows, Warp::opaque(linear.columns)};
-        put_block<scalar_t, Then::kStore>(linear.out, results, chunk * kBlock, linear.bias,
-                                          columns);
-      });
+  BlockResults<scalar_t, Then::kStore, Warp, 2 * Config::C> results(
+      linear.out, AdjacentRows<Warp>{first, linear.rows, linear.columns}, linear.bias,
+      /*first=*/0);
+  multiply_columns<scalar_t, /*kTwo=*/true>(tokens, chunks, blocks, results);
 }
 
 }  // namespace pvt::cuda

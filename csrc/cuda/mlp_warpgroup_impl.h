@@ -19,6 +19,10 @@ struct MlpWarpgroupConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr int kStrips = C / kStrip, kRows = kWarps * kTile;
+  // Whether there are registers for two chunks of the hidden layer. Then a chunk's slot is in use
+  // from fc1 of it to fc2 two chunks later.
+  static constexpr bool kAhead = kWarps <= 8;
+  static constexpr int kInUse = kAhead ? 4 : 2;
   static_assert(C % kBlock == 0 && kWarps % kGroupWarps == 0, "whole blocks and warpgroups");
 
   // A slot: blocks of fc1, blocks of fc2.
@@ -55,36 +59,14 @@ class MlpWarpgroupRows {
     }
   }
 
-  // Adds what `count` chunks of hidden channels contribute. GELU of one is computed while fc2
-  // multiplies the one before.
+  // Adds what `count` chunks of hidden channels contribute.
   template <class Chunks>
   PVT_DEVICE void add_hidden(int count, Chunks& chunks) {
-    Strip<Warp> hidden[2];
-    Operand<Warp> active[2];
-    auto slot = Warp::blocks(chunks.next());
-    Warp::begin_products();
-    multiply_tokens<scalar_t>(hidden, tokens_, slot);
-    Warp::commit_products();
-    Warp::template wait_products<0>();
-    activate(hidden, 0);
-    PVT_UNROLL for (int s = 0; s < 2; ++s) round<scalar_t>(hidden[s], active[s]);
-    PVT_NO_UNROLL for (int chunk = 1; chunk < count; ++chunk) {
-      const auto fc2 = Warp::after(slot, Config::kWeightBytes);
-      slot = Warp::blocks(chunks.next());
-      begin_products(sums_, active[0], active[1]);
-      multiply_tokens<scalar_t>(hidden, tokens_, slot);
-      Warp::commit_products();
-      multiply_blocks<scalar_t>(sums_, active[0], active[1], fc2);
-      Warp::commit_products();
-      Warp::template wait_products<1>();
-      activate(hidden, chunk);
-      Warp::template wait_products<0>();
-      settle(sums_);
-      PVT_UNROLL for (int s = 0; s < 2; ++s) round<scalar_t>(hidden[s], active[s]);
+    if constexpr (Config::kAhead) {
+      add_ahead(count, chunks);
+    } else {
+      add_in_turn(count, chunks);
     }
-    begin_products(sums_, active[0], active[1]);
-    multiply_blocks<scalar_t>(sums_, active[0], active[1], Warp::after(slot, Config::kWeightBytes));
-    Warp::commit_products();
     Warp::template wait_products<0>();
     settle(sums_);
   }
@@ -97,11 +79,92 @@ class MlpWarpgroupRows {
   }
 
  private:
-  PVT_DEVICE void activate(Strip<Warp> (&hidden)[2], int chunk) {
+  using Hidden = Strip<Warp>[2];
+  using Active = Operand<Warp>[2];
+
+  // GELU of a chunk is computed while fc2 multiplies the one before.
+  template <class Chunks>
+  PVT_DEVICE void add_in_turn(int count, Chunks& chunks) {
+    Hidden hidden;
+    Active active;
+    auto slot = Warp::blocks(chunks.next());
+    begin_fc1(hidden, slot);
+    Warp::template wait_products<0>();
+    gelu(hidden, 0);
+    round(hidden, active);
+    PVT_NO_UNROLL for (int chunk = 1; chunk < count; ++chunk) {
+      const auto before = slot;
+      slot = Warp::blocks(chunks.next());
+      settle(sums_);
+      begin_fc1(hidden, slot);
+      begin_fc2(active, before);
+      Warp::template wait_products<1>();
+      gelu(hidden, chunk);
+      Warp::template wait_products<0>();
+      settle(sums_);
+      round(hidden, active);
+    }
+    begin_fc2(active, slot);
+  }
+
+  // GELU of a chunk is computed while fc1 multiplies the next one, and fc2 the one before.
+  template <class Chunks>
+  PVT_DEVICE void add_ahead(int count, Chunks& chunks) {
+    Hidden hidden[2];
+    Active active[2];
+    typename Warp::Blocks slots[2];
+    const auto begin = [&](int place) {
+      slots[place] = Warp::blocks(chunks.next());
+      begin_fc1(hidden[place], slots[place]);
+    };
+    const auto finish = [&](int chunk, int place) {
+      gelu(hidden[place], chunk);
+      round(hidden[place], active[place]);
+      begin_fc2(active[place], slots[place]);
+    };
+    settle(sums_);
+    begin(0);
+    Warp::commit_products();  // in the place of fc2 of a chunk before the first
+    int chunk = 0;
+    PVT_NO_UNROLL for (; chunk + 2 < count; chunk += 2) {
+      PVT_UNROLL for (int place = 0; place < 2; ++place) {
+        begin(1 - place);
+        Warp::template wait_products<2>();
+        finish(chunk + place, place);
+      }
+    }
+    if (chunk + 1 < count) {
+      begin(1);
+      Warp::template wait_products<2>();
+      finish(chunk, 0);
+      ++chunk;
+      Warp::template wait_products<1>();
+      finish(chunk, 1);
+    } else {
+      Warp::template wait_products<1>();
+      finish(chunk, 0);
+    }
+  }
+
+  PVT_DEVICE void begin_fc1(Hidden& hidden, typename Warp::Blocks slot) const {
+    Warp::begin_products();
+    multiply_tokens<scalar_t>(hidden, tokens_, slot);
+    Warp::commit_products();
+  }
+  PVT_DEVICE void begin_fc2(Active& active, typename Warp::Blocks slot) {
+    begin_products<Warp>(active[0], active[1]);
+    multiply_blocks<scalar_t>(sums_, active[0], active[1], Warp::after(slot, Config::kWeightBytes));
+    Warp::commit_products();
+  }
+
+  PVT_DEVICE void gelu(Hidden& hidden, int chunk) const {
     settle(hidden);
     add_bias(hidden, args_.fc1_bias + chunk * kBlock);
     PVT_UNROLL for (int s = 0; s < 2; ++s) apply_gelu<scalar_t>(hidden[s]);
     settle(hidden);  // before the next wait
+  }
+  static PVT_DEVICE void round(Hidden& hidden, Active& active) {
+    PVT_UNROLL for (int s = 0; s < 2; ++s) pvt::cuda::round<scalar_t>(hidden[s], active[s]);
   }
 
   const MlpBlockArgs& args_;
@@ -117,7 +180,7 @@ PVT_DEVICE void mlp_warpgroup(Block& block, const MlpWarpgroupArgs& args) {
   const auto copy = [&](int chunk, char* slot) {
     copy_hidden_blocks<Config>(block, args, chunk, slot);
   };
-  PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy), /*kInUse=*/2> chunks(
+  PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy), Config::kInUse> chunks(
       block, count, copy);
   MlpWarpgroupRows<Config, typename Block::Warp> rows(args.mlp);
   rows.load((block.index() * Config::kWarps + block.warp()) * kTile);

@@ -259,21 +259,28 @@ PVT_DEVICE void store_strip(void* y, const Rows& rows, int s, Strip<Warp> (&stri
   store_rows(y, rows, s, operands);
 }
 
-// x <- x + strips
-template <class scalar_t, class Warp, int kTiles, class Rows>
-PVT_DEVICE void add_strip(void* x, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+// strips += operands
+template <class scalar_t, class Warp, int kTiles>
+PVT_DEVICE void add_operands(Strip<Warp> (&strips)[kTiles], Operand<Warp> (&operands)[kTiles]) {
   PVT_UNROLL for (int tile = 0; tile < kTiles; ++tile) {
     PVT_UNROLL for (int half = 0; half < 2; ++half) {
-      const auto v =
-          Warp::load(x, rows.offset(tile, half) + s * 2 * kStrip, rows.valid(tile, half));
       PVT_UNROLL for (int i = 0; i < 4; ++i) {
+        const auto word = operands[tile].pair(half, i);
         auto& low = strips[tile].at(half, 2 * i);
         auto& high = strips[tile].at(half, 2 * i + 1);
-        low = Warp::template low<scalar_t>(v.word[i]) + low;
-        high = Warp::template high<scalar_t>(v.word[i]) + high;
+        low = Warp::template low<scalar_t>(word) + low;
+        high = Warp::template high<scalar_t>(word) + high;
       }
     }
   }
+}
+
+// x <- x + strips
+template <class scalar_t, class Warp, int kTiles, class Rows>
+PVT_DEVICE void add_strip(void* x, const Rows& rows, int s, Strip<Warp> (&strips)[kTiles]) {
+  Operand<Warp> operands[kTiles];
+  load_strip(x, rows, s, operands);
+  add_operands<scalar_t>(strips, operands);
   store_strip<scalar_t>(x, rows, s, strips);
 }
 

@@ -271,10 +271,11 @@ TEST_CASE("mlp_block_: weights stay") {
 
 TEST_CASE("mlp_block_: warpgroups, weights pass by or stay") {
   check_warpgroups<MlpWarpgroupConfig<BFloat16, 128, 8, 6>>(200, 512);
-  check_warpgroups<MlpWarpgroupConfig<Half, 128, 4, 4>>(17, 128);
+  check_warpgroups<MlpWarpgroupConfig<Half, 128, 8, 6>>(17, 64);
+  check_warpgroups<MlpWarpgroupConfig<Half, 128, 8, 6>>(130, 192);
   check_warpgroups<MlpWarpgroupConfig<Half, 64, 16, 8>>(100, 640);
   check_warpgroups<MlpWarpgroupConfig<BFloat16, 64, 16, 8>>(300, 512, 1);
-  check_warpgroups<MlpWarpgroupConfig<Half, 64, 8, 3>>(3 * 128 + 5, 128, 2);
+  check_warpgroups<MlpWarpgroupConfig<Half, 64, 12, 3>>(3 * 192 + 5, 128, 2);
 }
 
 // Odd numbers of 64 columns and inputs, more of them than slots.
