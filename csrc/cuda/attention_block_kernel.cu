@@ -1,6 +1,8 @@
 // attention_block_ on CUDA: which tokens have a kernel, in which shape it runs, its launch.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+
 #include "aten/kernels.h"
 #include "cuda/attention.h"
 #include "cuda/attention_block_impl.h"
@@ -76,9 +78,12 @@ void run_warpgroups(const Device& device, int64_t B, const Tensor& x, AttentionB
       device, x,
       {{args.q_weight, C, C, Follow::kInputs}, {args.proj_weight, C, C, Follow::kInputs}});
   args.q_weight = blocks.data(0), args.proj_weight = blocks.data(1);
-  const int64_t most = (args.N + Config::kRows - 1) / Config::kRows;
-  const int parts = Config::kStaying ? parts_at_once(device, B, most, kWarpgroupBlocks<Config>)
-                                     : static_cast<int>(most);
+  const int64_t tiles = (args.N + Config::kRows - 1) / Config::kRows;
+  // Where weights stay, a block brings them, keys and values: about as long as three of its tiles.
+  constexpr int kStart = 3;
+  const int64_t places = int64_t{kWarpgroupBlocks<Config>} * device.multiprocessors();
+  const int parts = Config::kStaying ? parts_done_first(places, B, tiles, tiles, kStart)
+                                     : static_cast<int>(tiles);
   launch<attention_warpgroup_kernel<Config>>(device, B * parts, Config::kWarps * kLanes,
                                              Config::kSharedBytes,
                                              AttentionWarpgroupArgs{args, parts});
@@ -103,13 +108,20 @@ void run_layers(const Device& device, int64_t B, const Tensor& x, const Attentio
   Tensor attended = torch::stable::new_empty(x, {rows, C});
 
   const bool many = are_for_warpgroups<scalar_t, C>(device, rows);
+  std::optional<WeightBlocks<2>> blocks;
+  if (many) {
+    const PackedWeight weights[] = {{args.q_weight, C, C, kStayingFollow},
+                                    {args.proj_weight, C, C, kPassingFollow}};
+    blocks.emplace(device, x, weights);
+  }
   LinearArgs q{};
   q.x = args.x, q.rows = rows;
   q.norm_weight = args.norm_weight, q.norm_bias = args.norm_bias, q.eps = args.eps;
   q.weight = args.q_weight, q.bias = args.q_bias;
   q.out = queries.mutable_data_ptr(), q.columns = C;
   if (many) {
-    run_staying_linear<scalar_t, C, Then::kStore>(device, x, streamed<C>(q));
+    q.weight = blocks->data(0);
+    launch_staying_linear<scalar_t, C, Then::kStore>(device, streamed<C>(q));
   } else {
     run_linear<scalar_t, C, Source::kTokens, Then::kStore>(device, q);
   }
@@ -125,7 +137,8 @@ void run_layers(const Device& device, int64_t B, const Tensor& x, const Attentio
   proj.weight = args.proj_weight, proj.bias = args.proj_bias;
   proj.out = args.x, proj.columns = C;
   if (many) {
-    run_passing_linear<scalar_t, C, Then::kAdd>(device, x, proj);
+    proj.weight = blocks->data(1);
+    launch_passing_linear<scalar_t, C, Then::kAdd>(device, proj);
   } else {
     run_streamed_linear<Projection<scalar_t, C>>(device, proj);
   }

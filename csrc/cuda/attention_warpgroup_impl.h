@@ -122,6 +122,7 @@ class AttentionWarpgroupRows {
     each_normalised<scalar_t, Config::kStrips, Warp, 1>(
         x_, rows, args_.norm_weight, args_.norm_bias, args_.eps,
         [&](int s, Operand<Warp>(&token)[1]) { tokens[s] = token[0]; });
+    settle(tokens);
     PVT_UNROLL for (int head = 0; head < Config::kHeads; ++head) {
       Strip<Warp> sums[2];
       Operand<Warp> operands[2];
@@ -138,7 +139,7 @@ class AttentionWarpgroupRows {
         pvt::cuda::round<scalar_t>(sums[s], attended[2 * head + s]);
       }
     }
-    PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) Warp::settle(attended[s].step);
+    settle(attended);
     BlockResults<scalar_t, Then::kAdd, Warp, Config::C> results(x_, rows, args_.proj_bias,
                                                                 /*first=*/0);
     multiply_columns<scalar_t, /*kTwo=*/false>(attended, chunks, Config::kHeads, results);
@@ -146,9 +147,8 @@ class AttentionWarpgroupRows {
 
  private:
   // sums <- queries of a head, times the scale
-  PVT_DEVICE void query(Operand<Warp> (&tokens)[Config::kStrips], int head,
+  PVT_DEVICE void query(const Operand<Warp> (&tokens)[Config::kStrips], int head,
                         typename Warp::Blocks weight, Strip<Warp> (&sums)[2]) const {
-    PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) Warp::settle(tokens[s].step);
     Warp::begin_products();
     multiply_tokens<scalar_t>(sums, tokens, weight);
     finish(sums);

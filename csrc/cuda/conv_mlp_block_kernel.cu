@@ -34,10 +34,11 @@ void run(const Device& device, const Tensor& x, const MlpBlockArgs& mlp, Depthwi
          bool relu) {
   const Tensor hidden = torch::stable::new_empty(x, {mlp.rows, mlp.hidden});
   const Tensor active = torch::stable::new_empty(x, {mlp.rows, mlp.hidden});
-  run_fc1<scalar_t, C, Then::kStore, true>(device, x, mlp, hidden.mutable_data_ptr());
+  const MlpLayers<scalar_t, C, /*kMany=*/true> layers(device, x, mlp);
+  layers.template fc1<Then::kStore>(hidden.mutable_data_ptr());
   depthwise.x = hidden.const_data_ptr(), depthwise.out = active.mutable_data_ptr();
   run_depthwise<scalar_t>(device, depthwise, relu);
-  run_fc2<scalar_t, C, true>(device, x, mlp, active.const_data_ptr());
+  layers.fc2(active.const_data_ptr());
 }
 
 // Runs kernels if there are some for so many channels.

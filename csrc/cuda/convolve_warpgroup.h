@@ -25,7 +25,7 @@ using WarpgroupConvolution =
                             /*kWarps=*/8, /*kSlots=*/C_out == 64 ? 6 : 4>;
 
 template <class scalar_t, int C, int C_out, bool kNorm>
-bool are_for_warpgroups(const Device& device, const ConvolveArgs& args) {
+bool are_patches_for_warpgroups(const Device& device, const ConvolveArgs& args) {
   using Config = WarpgroupConvolution<scalar_t, C, C_out, kNorm>;
   const int64_t blocks = args.rows / Config::kRows * (C_out / Config::kColumns);
   return has_warpgroups(device) && 2 * blocks >= device.multiprocessors();

@@ -15,7 +15,7 @@ struct WarpgroupConvolveConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kBlocks = kBlocks_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr bool kNorm = kNorm_;
-  static constexpr Follow kFollow = Follow::kColumns;
+  static constexpr Follow kFollow = kPassingFollow;
   static constexpr int kRows = kWarps * kTile, kColumns = kBlocks * kBlock;
   static constexpr int kStrips = kColumns / kStrip;
   // Inputs come a part of a token at a time: all of it where registers hold enough for its norm.
@@ -64,9 +64,13 @@ class PatchParts {
   }
   // The LayerNorm, in place.
   PVT_DEVICE void prepare(int number, Part& part) {
-    if constexpr (!Config::kNorm) {
-      return;
-    } else if constexpr (kParts == 1) {
+    if constexpr (Config::kNorm)
+      normalise(number, part);
+  }
+
+ private:
+  PVT_DEVICE void normalise(int number, Part& part) {
+    if constexpr (kParts == 1) {
       norm_ = RowNorm<scalar_t, Warp, 1>(part, args_.eps);
     } else if (number % kParts == 0) {
       rows_.move_to(number / kParts);
@@ -78,7 +82,6 @@ class PatchParts {
     }
   }
 
- private:
   const ConvolveArgs& args_;
   PatchRows<Warp, 1> rows_;
   RowNorm<scalar_t, Warp, 1> norm_;
@@ -149,7 +152,7 @@ PVT_DEVICE void reduce_warpgroup(Block& block, const ReduceArgs& args) {
   normalise(sums, linear.norm_weight, linear.norm_bias, linear.eps);
   Operand<Warp> tokens[Config::kStrips];
   PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) round<scalar_t>(sums[s][0], tokens[s]);
-  PVT_UNROLL for (int s = 0; s < Config::kStrips; ++s) Warp::settle(tokens[s].step);
+  settle(tokens);
   BlockResults<scalar_t, Then::kStore, Warp, 2 * Config::C> results(
       linear.out, AdjacentRows<Warp>{first, linear.rows, linear.columns}, linear.bias,
       /*first=*/0);

@@ -1,4 +1,4 @@
-// The exact GELU, x * Phi(x), in seven instructions of bfloat16 and nine of float16.
+// The exact GELU, x * Phi(x), in six instructions for bfloat16 and eight for float16.
 #pragma once
 
 #include <type_traits>
@@ -35,7 +35,7 @@ PVT_DEVICE typename Warp::Float gelu(const typename Warp::Float& x) {
   using Float = typename Warp::Float;
   const Float a = Warp::abs(x);
   const Float phi = Warp::exp2(log2_phi<scalar_t, Warp>(a));
-  return Warp::fma(Float(0.f) - a, phi, Warp::max(x, Float(0.f)));
+  return Warp::fma(-a, phi, Warp::max(x, Float(0.f)));
 }
 
 template <class scalar_t, class Warp>

@@ -99,15 +99,22 @@ template <class scalar_t, int C, Then kThen>
 using StayingLinear = StayingLinearConfig<scalar_t, C, kThen, /*kWarps=*/(C > 128 ? 8 : 12),
                                           /*kSlots=*/(C > 320 ? 3 : 5)>;
 
+// The weight of args in blocks.
 template <class scalar_t, int C, Then kThen>
-void run_staying_linear(const Device& device, const Tensor& x, WarpgroupLinearArgs args) {
+void launch_staying_linear(const Device& device, const WarpgroupLinearArgs& args) {
   using Config = StayingLinear<scalar_t, C, kThen>;
-  const WeightBlocks<1> blocks(device, x, {{args.weight, args.columns, C, Config::kFollow}});
-  args.weight = blocks.data();
   launch_linear<Config, staying_linear_kernel<Config>>(
       device, args, [&](int64_t tiles, int groups) {
         return parts_at_once(device, tiles, groups, /*blocks_per_multiprocessor=*/1);
       });
+}
+
+// A packed weight.
+template <class scalar_t, int C, Then kThen>
+void run_staying_linear(const Device& device, const Tensor& x, WarpgroupLinearArgs args) {
+  const WeightBlocks<1> blocks(device, x, {{args.weight, args.columns, C, kStayingFollow}});
+  args.weight = blocks.data();
+  launch_staying_linear<scalar_t, C, kThen>(device, args);
 }
 
 // To C columns.
@@ -119,11 +126,11 @@ using PassingLinear = PassingLinearConfig<scalar_t, kThen,
                                                      : C / kBlock),
                                           /*kWarps=*/(C >= 256 ? 8 : 12), /*kSlots=*/4>;
 
+// The weight of args in blocks.
 template <class scalar_t, int C, Then kThen>
-void run_passing_linear(const Device& device, const Tensor& x, WarpgroupLinearArgs args) {
+void launch_passing_linear(const Device& device, WarpgroupLinearArgs args) {
   using Config = PassingLinear<scalar_t, C, kThen>;
-  const WeightBlocks<1> blocks(device, x, {{args.weight, C, args.depth, Config::kFollow}});
-  args.weight = blocks.data(), args.columns = C;
+  args.columns = C;
   const int64_t tiles = (args.rows + Config::kRows - 1) / Config::kRows;
   launch<passing_linear_kernel<Config>>(device, tiles * (C / Config::kColumns),
                                         Config::kWarps * kLanes, Config::kSharedBytes, args);

@@ -11,6 +11,7 @@ namespace pvt::cuda {
 // As StreamedLinearArgs, whose weight is in blocks: those of all inputs follow each other for
 // staying_linear(), those of all columns for passing_linear().
 using WarpgroupLinearArgs = StreamedLinearArgs;
+constexpr Follow kStayingFollow = Follow::kInputs, kPassingFollow = Follow::kColumns;
 
 // What becomes of the sums of 64 columns at a time, of kColumns if they are known.
 template <class scalar_t, Then kThen, class Warp, int kColumns = 0>
@@ -72,26 +73,26 @@ PVT_DEVICE void multiply_columns(const Operand<Warp> (&tokens)[kStrips], Chunks&
   };
   int chunk = 0;
   if constexpr (kTwo) {
-    Sums sums, next;
+    Sums sums, others;
     multiply(sums);
     PVT_NO_UNROLL for (; chunk + 2 < count; chunk += 2) {
-      multiply(next);
+      multiply(others);
       results.begin(chunk);
       Warp::template wait_products<1>();
       put(sums, chunk);
       multiply(sums);
       results.begin(chunk + 1);
       Warp::template wait_products<1>();
-      put(next, chunk + 1);
+      put(others, chunk + 1);
     }
     if (chunk + 1 < count) {
-      multiply(next);
+      multiply(others);
       results.begin(chunk);
       Warp::template wait_products<1>();
       put(sums, chunk);
       results.begin(chunk + 1);
       Warp::template wait_products<0>();
-      put(next, chunk + 1);
+      put(others, chunk + 1);
     } else {
       results.begin(chunk);
       Warp::template wait_products<0>();
@@ -149,7 +150,6 @@ struct StayingLinearConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr Then kThen = kThen_;
-  static constexpr Follow kFollow = Follow::kInputs;
   static constexpr int kRows = kWarps * kTile, kColumns = kBlock;
   static constexpr int kSlotBytes = C / kBlock * kBlockBytes;
   static constexpr int kSharedBytes = kSlots * kSlotBytes;
@@ -178,6 +178,7 @@ PVT_DEVICE void staying_linear(Block& block, const WarpgroupLinearArgs& args) {
   each_normalised<scalar_t, kStrips, Warp, 1>(
       args.x, AdjacentRows<Warp>{first, args.rows, Config::C}, args.norm_weight, args.norm_bias,
       args.eps, [&](int s, Operand<Warp>(&token)[1]) { tokens[s] = token[0]; });
+  settle(tokens);
   BlockResults<scalar_t, Config::kThen, Warp> results(
       args.out, AdjacentRows<Warp>{first, args.rows, args.columns}, args.bias, begin);
   multiply_columns<scalar_t, /*kTwo=*/true>(tokens, chunks, count, results);
@@ -190,7 +191,6 @@ template <class scalar_t_, Then kThen_, int kBlocks_, int kWarps_, int kSlots_>
 struct PassingLinearConfig {
   using scalar_t = scalar_t_;
   static constexpr Then kThen = kThen_;
-  static constexpr Follow kFollow = Follow::kColumns;
   static constexpr int kBlocks = kBlocks_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr int kRows = kWarps * kTile, kColumns = kBlocks * kBlock;
   static constexpr int kHeld = kBlocks > 4 ? 2 : 3;  // what sums leave registers for

@@ -95,8 +95,9 @@ template <class scalar_t, int C>
 void run_layers(const Device& device, const Tensor& x, const MlpBlockArgs& args) {
   constexpr bool kMany = C > 256;
   const Tensor hidden = torch::stable::new_empty(x, {args.rows, args.hidden});
-  run_fc1<scalar_t, C, Then::kGelu, kMany>(device, x, args, hidden.mutable_data_ptr());
-  run_fc2<scalar_t, C, kMany>(device, x, args, hidden.const_data_ptr());
+  const MlpLayers<scalar_t, C, kMany> layers(device, x, args);
+  layers.template fc1<Then::kGelu>(hidden.mutable_data_ptr());
+  layers.fc2(hidden.const_data_ptr());
 }
 
 // ---- which of them ----

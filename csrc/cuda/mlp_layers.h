@@ -2,6 +2,8 @@
 // launch.
 #pragma once
 
+#include <optional>
+
 #include "cuda/linear_warpgroup.h"
 #include "cuda/mlp_block_impl.h"
 #include "cuda/packed.h"
@@ -66,46 +68,70 @@ bool are_for_warpgroups(const Device& device, const MlpBlockArgs& args) {
          has_rows_for_warpgroups<scalar_t, C>(device, args.rows, 0.25);
 }
 
-// hidden [rows, args.hidden] <- fc1 of the normalised tokens. kMany: whether there may be many
-// rows. x: the tokens again, for memory.
-template <class scalar_t, int C, Then kThen, bool kMany>
-void run_fc1(const Device& device, const Tensor& x, const MlpBlockArgs& args, void* hidden) {
-  LinearArgs fc1{};
-  fc1.x = args.x, fc1.rows = args.rows;
-  fc1.norm_weight = args.norm_weight, fc1.norm_bias = args.norm_bias, fc1.eps = args.eps;
-  fc1.weight = args.fc1_weight, fc1.bias = args.fc1_bias;
-  fc1.out = hidden, fc1.columns = args.hidden;
-  if constexpr (kMany && C % kBlock == 0) {
-    if (are_for_warpgroups<scalar_t, C>(device, args)) {
-      return run_staying_linear<scalar_t, C, kThen>(device, x, streamed<C>(fc1));
-    }
-  }
-  if constexpr (kMany) {
-    if (has_many_rows<scalar_t, C>(device, args.rows)) {
-      return run_streamed_linear<WideFc1<scalar_t, kThen>>(device, streamed<C>(fc1));
-    }
-  }
-  run_linear<scalar_t, C, Source::kTokens, kThen>(device, fc1);
-}
-
-// x <- x + fc2 of hidden.
+// Both layers of one call.   kMany: whether there may be many rows
 template <class scalar_t, int C, bool kMany>
-void run_fc2(const Device& device, const Tensor& x, const MlpBlockArgs& args, const void* hidden) {
-  StreamedLinearArgs fc2{};
-  fc2.x = hidden, fc2.rows = args.rows, fc2.depth = args.hidden;
-  fc2.weight = args.fc2_weight, fc2.bias = args.fc2_bias;
-  fc2.out = args.x, fc2.columns = C;
-  if constexpr (kMany && C % kBlock == 0) {
-    if (are_for_warpgroups<scalar_t, C>(device, args)) {
-      return run_passing_linear<scalar_t, C, Then::kAdd>(device, x, fc2);
+class MlpLayers {
+ public:
+  // x: the tokens again, for memory.
+  MlpLayers(const Device& device, const Tensor& x, const MlpBlockArgs& args)
+      : device_(device), args_(args) {
+    if constexpr (kHasWarpgroups) {
+      if (are_for_warpgroups<scalar_t, C>(device, args)) {
+        const PackedWeight weights[] = {{args.fc1_weight, args.hidden, C, kStayingFollow},
+                                        {args.fc2_weight, C, args.hidden, kPassingFollow}};
+        blocks_.emplace(device, x, weights);
+      }
     }
   }
-  if constexpr (kMany) {
-    if (has_many_rows<scalar_t, C>(device, args.rows)) {
-      return run_streamed_linear<WideFc2<scalar_t, C>>(device, fc2);
+
+  // hidden [rows, args.hidden] <- fc1 of the normalised tokens.
+  template <Then kThen>
+  void fc1(void* hidden) const {
+    LinearArgs fc1{};
+    fc1.x = args_.x, fc1.rows = args_.rows;
+    fc1.norm_weight = args_.norm_weight, fc1.norm_bias = args_.norm_bias, fc1.eps = args_.eps;
+    fc1.weight = args_.fc1_weight, fc1.bias = args_.fc1_bias;
+    fc1.out = hidden, fc1.columns = args_.hidden;
+    if constexpr (kHasWarpgroups) {
+      if (blocks_.has_value()) {
+        fc1.weight = blocks_->data(0);
+        return launch_staying_linear<scalar_t, C, kThen>(device_, streamed<C>(fc1));
+      }
     }
+    if constexpr (kMany) {
+      if (has_many_rows<scalar_t, C>(device_, args_.rows)) {
+        return run_streamed_linear<WideFc1<scalar_t, kThen>>(device_, streamed<C>(fc1));
+      }
+    }
+    run_linear<scalar_t, C, Source::kTokens, kThen>(device_, fc1);
   }
-  run_streamed_linear<NarrowFc2<scalar_t>>(device, fc2);
-}
+
+  // x <- x + fc2 of hidden.
+  void fc2(const void* hidden) const {
+    StreamedLinearArgs fc2{};
+    fc2.x = hidden, fc2.rows = args_.rows, fc2.depth = args_.hidden;
+    fc2.weight = args_.fc2_weight, fc2.bias = args_.fc2_bias;
+    fc2.out = args_.x, fc2.columns = C;
+    if constexpr (kHasWarpgroups) {
+      if (blocks_.has_value()) {
+        fc2.weight = blocks_->data(1);
+        return launch_passing_linear<scalar_t, C, Then::kAdd>(device_, fc2);
+      }
+    }
+    if constexpr (kMany) {
+      if (has_many_rows<scalar_t, C>(device_, args_.rows)) {
+        return run_streamed_linear<WideFc2<scalar_t, C>>(device_, fc2);
+      }
+    }
+    run_streamed_linear<NarrowFc2<scalar_t>>(device_, fc2);
+  }
+
+ private:
+  static constexpr bool kHasWarpgroups = kMany && C % kBlock == 0;
+
+  const Device& device_;
+  const MlpBlockArgs& args_;
+  std::optional<WeightBlocks<2>> blocks_;  // where warpgroups multiply
+};
 
 }  // namespace pvt::cuda

@@ -19,8 +19,8 @@ struct MlpWarpgroupConfig {
   using scalar_t = scalar_t_;
   static constexpr int C = C_, kWarps = kWarps_, kSlots = kSlots_;
   static constexpr int kStrips = C / kStrip, kRows = kWarps * kTile;
-  // Whether there are registers for two chunks of the hidden layer. Then a chunk's slot is in use
-  // from fc1 of it to fc2 two chunks later.
+  // Whether there are registers for two chunks of the hidden layer. Then fc2 of a chunk is waited
+  // for before the fourth call of next() after the chunk's own.
   static constexpr bool kAhead = kWarps <= 8;
   static constexpr int kInUse = kAhead ? 4 : 2;
   static_assert(C % kBlock == 0 && kWarps % kGroupWarps == 0, "whole blocks and warpgroups");
@@ -54,6 +54,7 @@ class MlpWarpgroupRows {
     each_normalised<scalar_t, kStrips, Warp, 1>(
         args_.x, rows_, args_.norm_weight, args_.norm_bias, args_.eps,
         [&](int s, Operand<Warp>(&token)[1]) { tokens_[s] = token[0]; });
+    settle(tokens_);
     PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
       sums_[s] = bias_strip<Warp>(args_.fc2_bias + s * kStrip);
     }

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(kNormWarps* kLanes) patch_norm_kernel(PatchNor
 // args: with its end.
 template <class scalar_t, int C, int C_out>
 void run_patches(const Device& device, const Tensor& like, ConvolveArgs args) {
-  const Tensor sums = [&] {
+  const Tensor sums = [&] {  // and args.sums, null if rows are finished
     if constexpr (C % kBlock == 0 && C_out % kBlock == 0) {
-      if (are_for_warpgroups<scalar_t, C, C_out, false>(device, args)) {
+      if (are_patches_for_warpgroups<scalar_t, C, C_out, false>(device, args)) {
         return run_warpgroup_convolution<scalar_t, C, C_out>(device, like, args);
       }
     }

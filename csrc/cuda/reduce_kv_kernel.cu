@@ -16,7 +16,7 @@ template <class scalar_t, int C>
 void run_reduction(const Device& device, const Tensor& x, ConvolveArgs convolution,
                    LinearArgs args) {
   if constexpr (C % kBlock == 0) {
-    if (are_for_warpgroups<scalar_t, C, C, true>(device, convolution)) {
+    if (are_patches_for_warpgroups<scalar_t, C, C, true>(device, convolution)) {
       return run_warpgroup_reduction<scalar_t, C>(device, x, {convolution, args});
     }
   }

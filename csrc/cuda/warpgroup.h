@@ -33,10 +33,16 @@ PVT_DEVICE void multiply_blocks(Strip<Warp> (&strips)[kStrips], const Operand<Wa
   }
 }
 
-// The compiler leaves what computes with the strips on its side of this.
+// What computes with the strips, or operands, stays on its side of this in the program: before the
+// products that use them, after a wait, or before the next one.
 template <class Warp, int kStrips>
 PVT_DEVICE void settle(Strip<Warp> (&strips)[kStrips]) {
   PVT_UNROLL for (int s = 0; s < kStrips; ++s) Warp::settle(strips[s].sum);
+}
+
+template <class Warp, int kCount>
+PVT_DEVICE void settle(Operand<Warp> (&operands)[kCount]) {
+  PVT_UNROLL for (int i = 0; i < kCount; ++i) Warp::settle(operands[i].step);
 }
 
 // Before products: what they add to and what they multiply is not touched until they are waited

@@ -119,8 +119,8 @@ MANY_ROWS = [
     *(("reduce_kv", cases.KvCase(200, 7, 8, C, 0)) for C in (256, 512)),
     ("attention_block_", cases.AttentionBlockCase(16, 3136, 64, 1, 49)),
     ("attention_block_", cases.AttentionBlockCase(50, 785, 128, 2, 64)),
-    ("attention_block_", cases.AttentionBlockCase(80, 196, 320, 5, 49)),
-    ("attention_block_", cases.AttentionBlockCase(128, 50, 512, 8, 50)),
+    ("attention_block_", cases.AttentionBlockCase(200, 196, 320, 5, 49)),
+    ("attention_block_", cases.AttentionBlockCase(600, 50, 512, 8, 50)),
 ]
 # The same of patches. Some blocks have all columns of theirs, and finish them.
 MANY_PATCHES = [

@@ -71,6 +71,10 @@ PVT_LANE_OPERATOR(>>)
 PVT_LANE_OPERATOR(<)
 PVT_LANE_OPERATOR(&&)
 #undef PVT_LANE_OPERATOR
+template <class A, class = std::enable_if_t<IsLanes<A>::value>>
+auto operator-(const A& a) {
+  return map_lanes([](auto x) { return -x; }, a);
+}
 
 // The 16-bit type that a tag of the kernels stands for.
 template <class scalar_t>

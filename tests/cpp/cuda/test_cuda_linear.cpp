@@ -60,7 +60,7 @@ Bits<typename Config::scalar_t> run_staying(const NormedLinear& layer,
                                             int64_t rows, int64_t columns, int block_columns) {
   using scalar_t = typename Config::scalar_t;
   const Bits<scalar_t> weight = packed<scalar_t>(layer.weight, columns, Config::C);
-  Blocks blocks(weight.bytes(), columns, Config::C, Config::kFollow);
+  Blocks blocks(weight.bytes(), columns, Config::C, kStayingFollow);
   Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
   const StreamedLayer streamed_layer(layer, tokens, rows, columns, block_columns, blocks.data(),
                                      out);

@@ -183,8 +183,8 @@ void check_warpgroup_layers(int64_t rows, int hidden, int fc1_columns) {
   const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
   MlpMemory<scalar_t> memory(mlp);
   Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
-  Blocks fc1_blocks(memory.fc1.bytes(), hidden, C, Fc1::kFollow);
-  Blocks fc2_blocks(memory.fc2.bytes(), C, hidden, Fc2::kFollow);
+  Blocks fc1_blocks(memory.fc1.bytes(), hidden, C, kStayingFollow);
+  Blocks fc2_blocks(memory.fc2.bytes(), C, hidden, kPassingFollow);
   WarpgroupLinearArgs fc1{};
   fc1.x = memory.x.data(), fc1.rows = rows, fc1.depth = C;
   fc1.norm_weight = memory.norm_weight.data(), fc1.norm_bias = memory.norm_bias.data();
