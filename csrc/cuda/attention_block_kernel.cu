@@ -9,6 +9,7 @@
 #include "cuda/attention_warpgroup_impl.h"
 #include "cuda/linear_warpgroup.h"
 #include "cuda/sra_attention.h"
+#include "cuda/turns.h"
 
 namespace pvt::cuda {
 namespace {

@@ -23,18 +23,4 @@ inline int parts_at_once(const Device& device, int64_t blocks, int64_t most,
   return static_cast<int>(std::clamp<int64_t>(room / blocks, 1, most));
 }
 
-// Parts, 1 .. most, of what each of `count` has to do, so that all is done first: where blocks are
-// more than `places` they take turns, and beside its share of `work` each has `more` to do.
-inline int parts_done_first(int64_t places, int64_t count, int64_t most, int64_t work,
-                            int64_t more) {
-  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  int64_t best = 1, least = INT64_MAX;
-  for (int64_t parts = 1; parts <= most; ++parts) {
-    const int64_t time = up(count * parts, places) * (up(work, parts) + more);
-    if (time < least)
-      best = parts, least = time;
-  }
-  return static_cast<int>(best);
-}
-
 }  // namespace pvt::cuda

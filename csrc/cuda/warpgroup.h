@@ -45,17 +45,11 @@ PVT_DEVICE void settle(Operand<Warp> (&operands)[kCount]) {
   PVT_UNROLL for (int i = 0; i < kCount; ++i) Warp::settle(operands[i].step);
 }
 
-// Before products: what they add to and what they multiply is not touched until they are waited
-// for.
+// Before products: what they multiply is not touched until they are waited for.
 template <class Warp, class... Operands>
 PVT_DEVICE void begin_products(Operands&... operands) {
   (Warp::settle(operands.step), ...);
   Warp::begin_products();
-}
-template <class Warp, int kStrips, class... Operands>
-PVT_DEVICE void begin_products(Strip<Warp> (&strips)[kStrips], Operands&... operands) {
-  settle(strips);
-  begin_products<Warp>(operands...);
 }
 
 // strips += the bias of 64 columns

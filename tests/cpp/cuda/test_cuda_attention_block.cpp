@@ -6,6 +6,7 @@
 #include "cuda/linear_impl.h"
 #include "cuda/sra_attention_impl.h"
 #include "cuda/streamed_linear_impl.h"
+#include "cuda/turns.h"
 
 namespace pvt::cuda {
 namespace {
@@ -235,6 +236,18 @@ TEST_CASE("attention_block_: many tokens, up to 64 keys") {
   for (const int kv_len : {1, 2, 17, 31, 32, 33, 48, 63})
     check_warpgroups<AttentionWarpgroupConfig<BFloat16, 64, 8, 2>>(1, 16, kv_len, 1);
   check_warpgroups<AttentionWarpgroupConfig<BFloat16, 64, 8, 2>>(1, 16, 40, 1, /*sharpness=*/8);
+}
+
+TEST_CASE("parts that are done first") {
+  // Images of 25 tiles, a start as long as three of them, 264 places.
+  const auto parts = [](int64_t images) { return parts_done_first(264, images, 25, 25, 3); };
+  CHECK(parts(256) == 1);  // one turn
+  CHECK(parts(128) == 2);
+  CHECK(parts(64) == 4);
+  CHECK(parts(133) == 3);   // two turns of 12 tiles, not one of 28
+  CHECK(parts(300) == 2);   // three of 16 instead of two of 28
+  CHECK(parts(1) == 25);    // never more than there are tiles
+  CHECK(parts(1000) == 1);  // a start in every turn is too much
 }
 
 TEST_CASE("attention_block_: three kernels, few rows") {
