@@ -24,6 +24,11 @@ constexpr int kBlocks = Config::C <= 256   ? 16 / Config::kWarps
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, kBlocks<Config>)
     attention_block_kernel(AttentionBlockArgs args) {
+  if (blockIdx.x == 0) {
+    constexpr int kBytes = 2 * Config::C * Config::C;
+    prefetch_weights(args.q_weight, kBytes);
+    prefetch_weights(args.proj_weight, kBytes);
+  }
   DeviceBlock<Config::kWarps> block;
   attention_block<Config>(block, args);
 }
@@ -93,11 +98,6 @@ void run_warpgroups(const Device& device, int64_t B, const Tensor& x, AttentionB
 // ---- three kernels, with queries and the heads' results between them in memory ----
 
 template <class scalar_t, int C>
-using Projection =
-    StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/1, /*kStrips=*/1,
-                         /*kWarps=*/4, /*kDepth=*/C == 320 ? 160 : 128, /*kSlots=*/4>;
-
-template <class scalar_t, int C>
 bool are_for_warpgroups(const Device& device, int64_t rows) {
   return has_rows_for_warpgroups<scalar_t, C>(device, rows, 0.5);
 }
@@ -141,7 +141,7 @@ void run_layers(const Device& device, int64_t B, const Tensor& x, const Attentio
     proj.weight = blocks->data(1);
     launch_passing_linear<scalar_t, C, Then::kAdd>(device, proj);
   } else {
-    run_streamed_linear<Projection<scalar_t, C>>(device, proj);
+    run_narrow_linear<scalar_t, C == 320 ? 160 : 128>(device, proj);
   }
 }
 

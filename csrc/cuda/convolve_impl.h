@@ -108,31 +108,45 @@ PVT_DEVICE void store_sums(const ConvolveArgs& args, int split, int64_t first, i
   }
 }
 
-// Block index: [row group][column group][split].
+// What a block does: of patches `first` and on and columns `first_column` and on, positions
+// begin .. end - 1 of the kernel. Block index: [row group][column group][split].
+template <class Config>
+struct ConvolvePart {
+  PVT_DEVICE ConvolvePart(int64_t block, const ConvolveArgs& args)
+      : split(static_cast<int>(block % args.splits)) {
+    const int positions = args.kernel_size * args.kernel_size;
+    begin = positions * split / args.splits, end = positions * (split + 1) / args.splits;
+    const int64_t tile = block / args.splits;
+    const int groups = args.C_out / Config::kColumns;
+    first_column = static_cast<int>(tile % groups) * Config::kColumns;
+    first = tile / groups * Config::kRows;
+    panel_bytes = int64_t{positions} * (Config::C / 2 * kPanelLine);
+    weight = args.weight + first_column / kPanel * panel_bytes +
+             int64_t{begin} * (Config::C / 2 * kPanelLine);
+  }
+
+  int split, begin, end, first_column;
+  int64_t first;
+  const char* weight;  // of the first panel, the next one panel_bytes after it
+  int64_t panel_bytes;
+};
+
 template <class Config, class Block>
 PVT_DEVICE void convolve(Block& block, const ConvolveArgs& args) {
   using Warp = typename Block::Warp;
   using scalar_t = typename Config::scalar_t;
   constexpr int kStrips = Config::kStrips, kTiles = Config::kTiles;
   constexpr int kPartStrips = Config::kPartStrips;
-  const int positions = args.kernel_size * args.kernel_size;
-  const int64_t panel_bytes = int64_t{positions} * (Config::C / 2 * kPanelLine);
-  const int split = static_cast<int>(block.index() % args.splits);
-  const int begin = positions * split / args.splits, end = positions * (split + 1) / args.splits;
-  const int64_t tile = block.index() / args.splits;
-  const int groups = args.C_out / Config::kColumns;
-  const int first_column = static_cast<int>(tile % groups) * Config::kColumns;
-  const int64_t first = tile / groups * Config::kRows + block.warp() * (kTiles * kTile);
-
-  const char* weight = args.weight + first_column / kPanel * panel_bytes +
-                       int64_t{begin} * (Config::C / 2 * kPanelLine);
+  const ConvolvePart<Config> mine(block.index(), args);
+  const int64_t first = mine.first + block.warp() * (kTiles * kTile);
+  const int positions = args.kernel_size * args.kernel_size, end = mine.end;
   const auto copy = [&](int chunk, char* slot) {
     copy_squares<kStrips, kPartStrips>(
-        block, slot, weight + int64_t{chunk} * (kPartStrips * kStrip / 2 * kPanelLine),
+        block, slot, mine.weight + int64_t{chunk} * (kPartStrips * kStrip / 2 * kPanelLine),
         int64_t{Warp::opaque(positions)} * (Config::C / 2 * kPanelLine));
   };
   PassingChunks<Config::kSlots, Config::kSlotBytes, Block, decltype(copy)> chunks(
-      block, (end - begin) * Config::kParts, copy);
+      block, (end - mine.begin) * Config::kParts, copy);
 
   PatchRows<Warp, kTiles> rows(args, first);
   const SquareReader<Warp> reader;
@@ -146,9 +160,9 @@ PVT_DEVICE void convolve(Block& block, const ConvolveArgs& args) {
       load_strip(args.x, rows, part * kPartStrips + step, coming[step]);
     }
   };
-  rows.move_to(begin);
+  rows.move_to(mine.begin);
   load_part(0);
-  PVT_NO_UNROLL for (int position = begin; position < end; ++position) {
+  PVT_NO_UNROLL for (int position = mine.begin; position < end; ++position) {
     const auto norm = [&] {
       if constexpr (!Config::kNorm) {
         return 0;
@@ -187,7 +201,7 @@ PVT_DEVICE void convolve(Block& block, const ConvolveArgs& args) {
       return finish_rows<scalar_t>(args.end, first, args.rows, sums);
   }
 
-  store_sums(args, split, first, first_column, sums);
+  store_sums(args, mine.split, first, mine.first_column, sums);
 }
 
 }  // namespace pvt::cuda

@@ -1,6 +1,7 @@
 // A block of the GPU: warps that share memory and wait for each other.
 #pragma once
 
+#include "cuda/begin_kernel.h"
 #include "cuda/device_warp.h"
 
 namespace pvt::cuda {
@@ -11,6 +12,8 @@ template <int kWarps>
 struct DeviceBlock {
   using Warp = DeviceWarp;
   static constexpr int kThreads = kWarps * kLanes;
+
+  PVT_DEVICE DeviceBlock() { begin_kernel(); }
 
   static PVT_DEVICE int64_t index() { return blockIdx.x; }
   static PVT_DEVICE int64_t count() { return gridDim.x; }

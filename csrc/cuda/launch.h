@@ -6,8 +6,11 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <string>
 
 #include "checks.h"
+#include "cuda/begin_kernel.h"
 #include "shim.h"
 
 namespace pvt::cuda {
@@ -59,12 +62,30 @@ class Device {
   cudaStream_t stream_ = nullptr;
 };
 
+// Whether kernels may be launched while others end. PVT_PDL=0 in the environment says no, and
+// drivers older than 12.3 cannot record it in a graph.
+inline bool may_launch_early(const Device& device) {
+  static const std::string wanted = [] {
+    const char* const value = std::getenv("PVT_PDL");
+    return value == nullptr || *value == '\0' ? "1" : value;
+  }();
+  check(wanted == "0" || wanted == "1", device.op(),
+        ": expected PVT_PDL to be 0 or 1 in the environment, got '", wanted, "'");
+  int driver = 0;
+  check_cuda(cudaDriverGetVersion(&driver), device.op());
+  return wanted == "1" && driver >= 12030;
+}
+
 // Makes a kernel ready for `shared_bytes` on a device, at its first launch there. Not during the
 // capture of a graph, therefore, unless it ran before.
+// Returns whether it may be launched while the one before it ends.
 template <class Kernel>
-void prepare(const Device& device, Kernel* kernel, int shared_bytes) {
-  const cudaError_t error =
+bool prepare(const Device& device, Kernel* kernel, int shared_bytes) {
+  cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaFuncAttributes attributes{};
+  if (error == cudaSuccess)
+    error = cudaFuncGetAttributes(&attributes, kernel);
   (void)cudaGetLastError();  // said here, and not again after the next launch
   const bool missing = error == cudaErrorInvalidDeviceFunction ||
                        error == cudaErrorNoKernelImageForDevice ||
@@ -76,24 +97,36 @@ void prepare(const Device& device, Kernel* kernel, int shared_bytes) {
         capability / 10, ".", capability % 10,
         "; install it again with TORCH_CUDA_ARCH_LIST=", capability / 10, ".", capability % 10);
   check_cuda(error, device.op());
+  return waits_for_kernel_before(attributes.ptxVersion) && may_launch_early(device);
 }
 
 // Runs kernel(args) in `blocks` blocks of `threads` threads. The kernel is a template argument, so
-// that what was prepared is remembered for each.
+// that what was prepared is remembered for each. A kernel whose code waits for the one before it,
+// begin_kernel(), is launched while that one ends.
 //   most_shared_bytes: of any launch of the kernel, where they differ; the limit is set once
 template <auto kKernel, class Args>
 void launch(const Device& device, int64_t blocks, int threads, int shared_bytes, const Args& args,
             int most_shared_bytes) {
-  static std::atomic<uint64_t> prepared{0};  // a bit per device
+  static std::atomic<uint64_t> prepared{0}, early{0};  // a bit per device
   const uint64_t bit = uint64_t{1} << (device.index() % 64);
+  bool is_early = (early.load(std::memory_order_relaxed) & bit) != 0;
   if (device.index() >= 64 || (prepared.load(std::memory_order_relaxed) & bit) == 0) {
-    prepare(device, kKernel, most_shared_bytes);
+    is_early = prepare(device, kKernel, most_shared_bytes);
+    early.fetch_or(is_early ? bit : 0, std::memory_order_relaxed);
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
   check(blocks <= INT32_MAX, device.op(), ": expected fewer tokens, got ", blocks,
         " blocks of them");
-  kKernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, device.stream()>>>(args);
-  check_cuda(cudaGetLastError(), device.op());
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = device.stream();
+  config.attrs = &attribute, config.numAttrs = is_early ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kKernel, args), device.op());
 }
 
 template <auto kKernel, class Args>

@@ -35,6 +35,7 @@ struct AllWeightBlocksArgs {
 template <int kWeights, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     weight_blocks_kernel(AllWeightBlocksArgs<kWeights> args) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   PVT_UNROLL for (int i = 0; i < kWeights; ++i) {
     const int64_t vectors = block_vectors(args.weights[i]);

@@ -48,12 +48,6 @@ using WideFc2 = StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kT
                                      /*kStrips=*/C % 160 == 0 ? 5 : (C < 128 ? C / kStrip : 4),
                                      /*kWarps=*/8, /*kDepth=*/32, /*kSlots=*/4>;
 
-// Few rows: small blocks, that there may be more of them.
-template <class scalar_t>
-using NarrowFc2 =
-    StreamedLinearConfig<scalar_t, /*kNorm=*/false, Then::kAdd, /*kTiles=*/1, /*kStrips=*/1,
-                         /*kWarps=*/4, /*kDepth=*/kLayersDepth, /*kSlots=*/4>;
-
 // Whether wide blocks fill the GPU.
 template <class scalar_t, int C>
 bool has_many_rows(const Device& device, int64_t rows) {
@@ -123,7 +117,7 @@ class MlpLayers {
         return run_streamed_linear<WideFc2<scalar_t, C>>(device_, fc2);
       }
     }
-    run_streamed_linear<NarrowFc2<scalar_t>>(device_, fc2);
+    run_narrow_linear<scalar_t, kLayersDepth>(device_, fc2);
   }
 
  private:

@@ -13,6 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) resample_kernel(ResamplePass pass) {
+  begin_kernel();
   const int64_t value = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (value < pass.outer * pass.out_size * pass.inner) {
     resample_value(pass, value);

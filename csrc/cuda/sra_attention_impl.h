@@ -55,11 +55,6 @@ PVT_DEVICE void sra_attention(Block& block, const SraAttentionArgs& args) {
   const int image_head = static_cast<int>(block.index()) / args.parts;
   const int part = static_cast<int>(block.index()) - image_head * args.parts;
   const int image = image_head / args.heads, head = image_head - image * args.heads;
-  const auto copy = [&](int chunk, char* slot) {
-    copy_keys<kHeadDim>(block, slot, args.kv, image, head, chunk);
-  };
-  StayingChunks<kKeyBytes<kHeadDim>, Block, decltype(copy)> chunks(block, args.kv.blocks(), copy);
-
   const int64_t tiles = (args.N + kTile - 1) / kTile;
   const auto part_begin = [&](int p) { return static_cast<int>(tiles * p / args.parts); };
   const int C = args.heads * kHeadDim;
@@ -67,17 +62,29 @@ PVT_DEVICE void sra_attention(Block& block, const SraAttentionArgs& args) {
   const char* q = static_cast<const char*>(args.q) + offset;
   char* out = static_cast<char*>(args.out) + offset;
   const int end = part_begin(part + 1);
-  for (int tile = part_begin(part) + block.warp(); tile < end; tile += Config::kWarps) {
-    const AdjacentRows<Warp> rows{int64_t{tile} * kTile, args.N, C};
-    Operand<Warp> queries[kStrips][1], result[kStrips][1];
-    load_rows(q, rows, queries);
+  const auto rows_of = [&](int tile) {
+    return AdjacentRows<Warp>{int64_t{tile} * kTile, args.N, C};
+  };
+  Operand<Warp> queries[kStrips][1];
+  int tile = part_begin(part) + block.warp();
+  if (tile < end)
+    load_rows(q, rows_of(tile), queries);  // on their way as keys are
+
+  const auto copy = [&](int chunk, char* slot) {
+    copy_keys<kHeadDim>(block, slot, args.kv, image, head, chunk);
+  };
+  StayingChunks<kKeyBytes<kHeadDim>, Block, decltype(copy)> chunks(block, args.kv.blocks(), copy);
+  for (; tile < end; tile += Config::kWarps) {
+    Operand<Warp> result[kStrips][1];
     attend<typename Config::scalar_t, kHeadDim, Warp>(
         queries, args.kv, chunks,
         [&](const auto& difference) { return difference * typename Warp::Float(args.scale); },
         result);
+    if (tile + Config::kWarps < end)
+      load_rows(q, rows_of(tile + Config::kWarps), queries);
     PVT_UNROLL for (int s = 0; s < kStrips; ++s) {
       gather_spread(result[s][0]);
-      store_rows(out, rows, s, result[s]);
+      store_rows(out, rows_of(tile), s, result[s]);
     }
   }
 }

@@ -1,13 +1,66 @@
-// A linear layer of what a LayerNorm leaves, and linear() on it.
+// The kernels of a linear layer on a CPU, and a layer of what a LayerNorm leaves.
 #pragma once
 
 #include <cmath>
 #include <vector>
 
 #include "cuda/cuda_test.h"
-#include "cuda/linear_impl.h"
+#include "cuda/split_linear_impl.h"
 
 namespace pvt::cuda {
+
+// The kernel of a Config.
+template <class Config>
+struct LinearKernel;
+
+template <class scalar_t, int C, Source kSource, Then kThen, int... kShape>
+struct LinearKernel<LinearConfig<scalar_t, C, kSource, kThen, kShape...>> {
+  using Args = LinearArgs;
+  static constexpr const char* kName = "linear";
+  template <class Block>
+  static void run(Block& block, const Args& args) {
+    linear<LinearConfig<scalar_t, C, kSource, kThen, kShape...>>(block, args);
+  }
+};
+template <class scalar_t, bool kNorm, Then kThen, int... kShape>
+struct LinearKernel<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>> {
+  using Args = StreamedLinearArgs;
+  static constexpr const char* kName = "streamed_linear";
+  template <class Block>
+  static void run(Block& block, const Args& args) {
+    streamed_linear<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>>(block, args);
+  }
+};
+template <class scalar_t, int C, Source kSource, Then kThen, int... kShape>
+struct LinearKernel<SplitLinearConfig<scalar_t, C, kSource, kThen, kShape...>> {
+  using Args = LinearArgs;
+  static constexpr const char* kName = "split_linear";
+  template <class Block>
+  static void run(Block& block, const Args& args) {
+    split_linear<SplitLinearConfig<scalar_t, C, kSource, kThen, kShape...>>(block, args);
+  }
+};
+template <class scalar_t, Then kThen, int... kShape>
+struct LinearKernel<SplitStreamedConfig<scalar_t, kThen, kShape...>> {
+  using Args = StreamedLinearArgs;
+  static constexpr const char* kName = "split_streamed_linear";
+  template <class Block>
+  static void run(Block& block, const Args& args) {
+    split_streamed_linear<SplitStreamedConfig<scalar_t, kThen, kShape...>>(block, args);
+  }
+};
+
+// Runs it.   block_columns: of a block that has more than one group of columns
+template <class Config>
+void run_on_host(typename LinearKernel<Config>::Args args, int block_columns = Config::kColumns) {
+  args.block_columns = block_columns;
+  const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows *
+                         ((args.columns + block_columns - 1) / block_columns);
+  const int64_t conflicts =
+      launch_on_host<Config>(LinearKernel<Config>::kName, blocks, Config::kSharedBytes, 12,
+                             [&](auto& block) { LinearKernel<Config>::run(block, args); });
+  CHECK(conflicts == 0);
+}
 
 struct NormedLinear {
   std::vector<double> norm_weight, norm_bias, weight, bias;
@@ -29,34 +82,23 @@ struct NormedLinear {
 template <class scalar_t, int C, Source kSource, int kWarps, int kDepth, int kSlots>
 using Linear = LinearConfig<scalar_t, C, kSource, Then::kStore, kWarps, kDepth, kSlots>;
 
-// Runs linear() on `x`: tokens, or sums.
+// split_linear() that stores it, in the shape that it has.
+template <class scalar_t, int C, Source kSource, int kWays>
+using SplitLinear = SplitLinearConfig<scalar_t, C, kSource, Then::kStore, 2, kWays, 3>;
+
+// The layer of `x`: tokens, or sums.
 template <class Config>
 Bits<typename Config::scalar_t> run_linear(const NormedLinear& layer, const void* x, int64_t rows,
                                            int splits, const std::vector<double>& sums_bias,
-                                           int64_t columns, int block_columns) {
+                                           int64_t columns, int block_columns = Config::kColumns) {
   using scalar_t = typename Config::scalar_t;
   const Floats norm_weight(layer.norm_weight), norm_bias(layer.norm_bias), bias(layer.bias);
   const Floats sums_b(sums_bias);
   const Bits<scalar_t> weight = packed<scalar_t>(layer.weight, columns, Config::C);
   Bits<scalar_t> out(std::vector<double>(rows * columns, NAN));
-  const LinearArgs args{x,
-                        rows,
-                        splits,
-                        sums_b.data(),
-                        norm_weight.data(),
-                        norm_bias.data(),
-                        1e-5f,
-                        weight.bytes(),
-                        bias.data(),
-                        out.data(),
-                        static_cast<int>(columns),
-                        block_columns};
-  const int64_t blocks =
-      (rows + Config::kRows - 1) / Config::kRows * ((columns + block_columns - 1) / block_columns);
-  const int64_t conflicts =
-      launch_on_host<Config>("linear", blocks, Config::kSharedBytes, 12,
-                             [&](auto& block) { linear<Config>(block, args); });
-  CHECK(conflicts == 0);
+  run_on_host<Config>({x, rows, splits, sums_b.data(), norm_weight.data(), norm_bias.data(), 1e-5f,
+                       weight.bytes(), bias.data(), out.data(), static_cast<int>(columns), 0},
+                      block_columns);
   return out;
 }
 

@@ -3,9 +3,8 @@
 #include "cuda/attention_warpgroup_impl.h"
 #include "cuda/cuda_test.h"
 #include "cuda/host_warpgroup.h"
-#include "cuda/linear_impl.h"
+#include "cuda/linear_test.h"
 #include "cuda/sra_attention_impl.h"
-#include "cuda/streamed_linear_impl.h"
 #include "cuda/turns.h"
 
 namespace pvt::cuda {
@@ -160,41 +159,37 @@ void check_layers(int64_t B, int64_t N, int kv_len) {
   const int64_t rows = B * N;
   Bits<scalar_t> queries(std::vector<double>(rows * C, NAN));
   Bits<scalar_t> attended(std::vector<double>(rows * C, NAN));
-  int64_t conflicts = 0;
-
   LinearArgs q{};
   q.x = memory.x.data(), q.rows = rows;
   q.norm_weight = memory.norm_weight.data(), q.norm_bias = memory.norm_bias.data(), q.eps = 1e-6f;
   q.weight = memory.q.bytes(), q.bias = memory.q_bias.data();
-  q.out = queries.data(), q.columns = C, q.block_columns = Q::kColumns;
-  conflicts += launch_on_host<Q>("linear", (rows + Q::kRows - 1) / Q::kRows * (C / Q::kColumns),
-                                 Q::kSharedBytes, 12, [&](auto& block) { linear<Q>(block, q); });
+  q.out = queries.data(), q.columns = C;
+  run_on_host<Q>(q);
 
   SraAttentionArgs heads{};
   heads.q = queries.data(), heads.kv = memory.key_values(), heads.out = attended.data();
   heads.N = N, heads.heads = kHeads, heads.scale = memory.scale(), heads.parts = 1;
-  conflicts +=
+  const int64_t conflicts =
       launch_on_host<Heads>("sra_attention", B * kHeads, Heads::shared_bytes(heads.kv.blocks()), 13,
                             [&](auto& block) { sra_attention<Heads>(block, heads); });
+  CHECK(conflicts == 0);
 
   StreamedLinearArgs proj{};
   proj.x = attended.data(), proj.rows = rows, proj.depth = C;
   proj.weight = memory.proj.bytes(), proj.bias = memory.proj_bias.data();
-  proj.out = memory.x.data(), proj.columns = C, proj.block_columns = Projection::kColumns;
-  conflicts += launch_on_host<Projection>(
-      "streamed_linear",
-      (rows + Projection::kRows - 1) / Projection::kRows * (C / Projection::kColumns),
-      Projection::kSharedBytes, 14, [&](auto& block) { streamed_linear<Projection>(block, proj); });
+  proj.out = memory.x.data(), proj.columns = C;
+  run_on_host<Projection>(proj);
 
-  CHECK(conflicts == 0);
   CAPTURE(C);
   CHECK(memory.error_ratio() < kMaxErrorRatio);
 }
 
 template <class scalar_t, int C, int kDepth, int kSlots>
 using Query = LinearConfig<scalar_t, C, Source::kTokens, Then::kStore, 4, kDepth, kSlots>;
+template <class scalar_t>
+using Projection = SplitStreamedConfig<scalar_t, Then::kAdd, 2, 8, 4>;
 template <class scalar_t, int kDepth>
-using Projection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kDepth, 4>;
+using NarrowProjection = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, kDepth, 4>;
 
 }  // namespace
 
@@ -252,9 +247,15 @@ TEST_CASE("parts that are done first") {
 
 TEST_CASE("attention_block_: three kernels, few rows") {
   check_layers<Query<BFloat16, 320, 160, 2>, SraAttentionConfig<BFloat16, 64, 4>,
-               Projection<BFloat16, 160>>(2, 35, 49);
-  check_layers<Query<Half, 256, 128, 2>, SraAttentionConfig<Half, 32, 4>, Projection<Half, 128>>(
-      1, 16, 130);
+               NarrowProjection<BFloat16, 160>>(2, 35, 49);
+  check_layers<Query<Half, 256, 128, 2>, SraAttentionConfig<Half, 32, 4>,
+               NarrowProjection<Half, 128>>(1, 16, 130);
+  check_layers<SplitLinear<BFloat16, 320, Source::kTokens, 8>, SraAttentionConfig<BFloat16, 64, 4>,
+               Projection<BFloat16>>(1, 35, 49);
+  check_layers<SplitLinear<Half, 256, Source::kTokens, 8>, SraAttentionConfig<Half, 32, 4>,
+               Projection<Half>>(1, 16, 130);
+  check_layers<SplitLinear<BFloat16, 512, Source::kTokens, 8>, SraAttentionConfig<BFloat16, 64, 4>,
+               Projection<BFloat16>>(1, 50, 50);
 }
 
 }  // namespace pvt::cuda

@@ -130,9 +130,10 @@ void check_keys(Convolution conv, const Run& run) {
   CHECK(errors.ratio() < kMaxErrorRatio);
 }
 
-// By convolve() and linear().
+// By convolve() and linear() or split_linear().
 template <class Convolve, class Config>
-void check_reduction(const Convolution& convolution, int splits, int block_columns) {
+void check_reduction(const Convolution& convolution, int splits,
+                     int block_columns = Config::kColumns) {
   using scalar_t = typename Convolve::scalar_t;
   check_keys<scalar_t>(convolution, [&](const Convolution& conv, const NormedLinear& layer) {
     const std::vector<float> sums = conv.template run<Convolve>(splits);
@@ -248,15 +249,13 @@ TEST_CASE("reduce_kv: on a smaller grid") {
 
 TEST_CASE("reduce_kv: few patches") {
   check_reduction<ConvolveConfig<BFloat16, 64, true, 1, 1, 4, 64, 4>,
-                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(1, 24, 17, 64, 8), 16,
-                                                                 64);
+                  Linear<BFloat16, 64, Source::kSums, 4, 64, 3>>(reduction(1, 24, 17, 64, 8), 16);
   check_reduction<ConvolveConfig<Half, 128, true, 1, 1, 4, 128, 4>,
-                  Linear<Half, 128, Source::kSums, 4, 128, 3>>(reduction(1, 9, 13, 128, 4), 8, 64);
+                  SplitLinear<Half, 128, Source::kSums, 4>>(reduction(1, 9, 13, 128, 4), 7);
   check_reduction<ConvolveConfig<BFloat16, 320, true, 1, 1, 4, 64, 4>,
-                  Linear<BFloat16, 320, Source::kSums, 4, 160, 2>>(reduction(1, 5, 7, 320, 2), 4,
-                                                                   64);
+                  SplitLinear<BFloat16, 320, Source::kSums, 8>>(reduction(1, 15, 14, 320, 2), 4);
   check_reduction<ConvolveConfig<Half, 160, true, 1, 1, 4, 32, 4>,
-                  Linear<Half, 160, Source::kSums, 4, 160, 2>>(reduction(1, 6, 8, 160, 2), 4, 64);
+                  SplitLinear<Half, 160, Source::kSums, 4>>(reduction(1, 6, 8, 160, 2), 1);
 }
 
 TEST_CASE("reduce_kv: many patches") {

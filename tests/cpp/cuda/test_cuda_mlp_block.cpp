@@ -1,11 +1,10 @@
 // The CUDA kernels of mlp_block_, run on the CPU against float64.
 #include "cuda/cuda_test.h"
 #include "cuda/host_warpgroup.h"
-#include "cuda/linear_impl.h"
+#include "cuda/linear_test.h"
 #include "cuda/linear_warpgroup_impl.h"
 #include "cuda/mlp_block_impl.h"
 #include "cuda/mlp_warpgroup_impl.h"
-#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 namespace {
@@ -104,49 +103,28 @@ void check_mlp(int64_t rows, int64_t hidden, int64_t staying = 0) {
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
 
-template <class Config>
-constexpr bool kIsStreamed = false;
-template <class scalar_t, bool kNorm, Then kThen, int... kShape>
-constexpr bool kIsStreamed<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>> = true;
-
 // The two kernels with the hidden layer in memory. Blocks have that many columns.
 template <int C, class Fc1, class Fc2>
-void check_layers(int64_t rows, int hidden, int fc1_columns, int fc2_columns) {
+void check_layers(int64_t rows, int hidden, int fc1_columns = Fc1::kColumns,
+                  int fc2_columns = Fc2::kColumns) {
   using scalar_t = typename Fc1::scalar_t;
   const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
   MlpMemory<scalar_t> memory(mlp);
   Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
-  int64_t conflicts = 0;
-  // kernel(block, args): runs one of the two
-  const auto run = [&](auto config, auto args, int block_columns, const auto& kernel) {
-    using Config = decltype(config);
-    args.rows = rows, args.block_columns = block_columns;
-    const int64_t blocks = (rows + Config::kRows - 1) / Config::kRows *
-                           ((args.columns + block_columns - 1) / block_columns);
-    conflicts +=
-        launch_on_host<Config>(kIsStreamed<Config> ? "streamed_linear" : "linear", blocks,
-                               Config::kSharedBytes, 12, [&](auto& block) { kernel(block, args); });
-  };
-  std::conditional_t<kIsStreamed<Fc1>, StreamedLinearArgs, LinearArgs> fc1{};
-  fc1.x = memory.x.data();
+  typename LinearKernel<Fc1>::Args fc1{};
+  fc1.x = memory.x.data(), fc1.rows = rows;
   fc1.norm_weight = memory.norm_weight.data(), fc1.norm_bias = memory.norm_bias.data();
   fc1.eps = 1e-6f;
   fc1.weight = memory.fc1.bytes(), fc1.bias = memory.fc1_bias.data();
   fc1.out = between.data(), fc1.columns = hidden;
-  if constexpr (kIsStreamed<Fc1>) {
+  if constexpr (std::is_same_v<decltype(fc1), StreamedLinearArgs>)
     fc1.depth = C;
-    run(Fc1(), fc1, fc1_columns,
-        [](auto& block, const auto& args) { streamed_linear<Fc1>(block, args); });
-  } else {
-    run(Fc1(), fc1, fc1_columns, [](auto& block, const auto& args) { linear<Fc1>(block, args); });
-  }
+  run_on_host<Fc1>(fc1, fc1_columns);
   StreamedLinearArgs fc2{};
-  fc2.x = between.data(), fc2.depth = hidden;
+  fc2.x = between.data(), fc2.rows = rows, fc2.depth = hidden;
   fc2.weight = memory.fc2.bytes(), fc2.bias = memory.fc2_bias.data();
   fc2.out = memory.x.data(), fc2.columns = C;
-  run(Fc2(), fc2, fc2_columns,
-      [](auto& block, const auto& args) { streamed_linear<Fc2>(block, args); });
-  CHECK(conflicts == 0);
+  run_on_host<Fc2>(fc2, fc2_columns);
   CAPTURE(rows);
   CHECK(memory.error_ratio(mlp) < kMaxErrorRatio);
 }
@@ -208,6 +186,10 @@ void check_warpgroup_layers(int64_t rows, int hidden, int fc1_columns) {
 
 template <class scalar_t, int C, int kDepth, int kSlots>
 using NarrowFc1 = LinearConfig<scalar_t, C, Source::kTokens, Then::kGelu, 4, kDepth, kSlots>;
+template <class scalar_t, int C, int kWays>
+using SplitFc1 = SplitLinearConfig<scalar_t, C, Source::kTokens, Then::kGelu, 2, kWays, 3>;
+template <class scalar_t>
+using SplitFc2 = SplitStreamedConfig<scalar_t, Then::kAdd, 2, 8, 4>;
 template <class scalar_t>
 using NarrowFc2 = StreamedLinearConfig<scalar_t, false, Then::kAdd, 1, 1, 4, 128, 4>;
 template <class scalar_t>
@@ -292,14 +274,24 @@ TEST_CASE("mlp_block_: two kernels of warpgroups") {
                          PassingLinearConfig<BFloat16, Then::kAdd, 2, 12, 4>>(200, 384, 192);
 }
 
-TEST_CASE("mlp_block_: two kernels, few rows") {
-  check_layers<320, NarrowFc1<BFloat16, 320, 160, 2>, NarrowFc2<BFloat16>>(70, 256, 64, 32);
+TEST_CASE("mlp_block_: two kernels") {
+  check_layers<320, NarrowFc1<BFloat16, 320, 160, 2>, NarrowFc2<BFloat16>>(70, 256);
   check_layers<128, NarrowFc1<Half, 128, 128, 3>, NarrowFc2<Half>>(1, 640, 256, 96);
-  check_layers<32, NarrowFc1<BFloat16, 32, 32, 3>, NarrowFc2<BFloat16>>(64, 128, 128, 32);
+  check_layers<32, NarrowFc1<BFloat16, 32, 32, 3>, NarrowFc2<BFloat16>>(64, 128, 128);
   check_layers<64, NarrowFc1<Half, 64, 64, 3>, NarrowFc2<Half>>(17, 256, 64, 64);
   check_layers<160, NarrowFc1<BFloat16, 160, 160, 2>, NarrowFc2<BFloat16>>(9, 128, 64, 96);
   check_layers<256, NarrowFc1<Half, 256, 128, 2>, NarrowFc2<Half>>(20, 128, 128, 64);
   check_layers<512, NarrowFc1<BFloat16, 512, 128, 2>, NarrowFc2<BFloat16>>(5, 256, 64, 128);
+}
+
+// Inputs that are not the same number of strips for every warp; more chunks than there are slots.
+TEST_CASE("mlp_block_: two kernels whose warps share inputs, few rows") {
+  check_layers<64, NarrowFc1<Half, 64, 64, 3>, SplitFc2<Half>>(33, 128);
+  check_layers<128, SplitFc1<BFloat16, 128, 4>, SplitFc2<BFloat16>>(17, 640);
+  check_layers<160, SplitFc1<Half, 160, 4>, SplitFc2<Half>>(1, 384);
+  check_layers<256, SplitFc1<BFloat16, 256, 8>, SplitFc2<BFloat16>>(40, 256);
+  check_layers<320, SplitFc1<Half, 320, 8>, SplitFc2<Half>>(35, 1280);
+  check_layers<512, SplitFc1<BFloat16, 512, 8>, SplitFc2<BFloat16>>(50, 2048);
 }
 
 TEST_CASE("mlp_block_: two kernels, many rows") {

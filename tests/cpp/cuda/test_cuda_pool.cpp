@@ -1,6 +1,6 @@
 // The CUDA kernels of pool_kv that no other operator has, run on the CPU against float64.
 #include "cuda/cuda_test.h"
-#include "cuda/linear_impl.h"
+#include "cuda/linear_test.h"
 #include "cuda/pool_impl.h"
 
 namespace pvt::cuda {
@@ -49,9 +49,9 @@ void check_pool(int B, int H, int W, int cells) {
 }
 
 // Keys and values of the GELU of what a norm leaves.
-template <int C, int kDepth, int kSlots>
+template <class Config>
 void check_keys() {
-  using Config = LinearConfig<BFloat16, C, Source::kActiveSums, Then::kStore, 4, kDepth, kSlots>;
+  constexpr int C = Config::C;
   constexpr int64_t kRows = 21, kColumns = 128;
   const std::vector<double> sums = random_numbers<BFloat16>(kRows * C, 1, 2, 0.5);
   const std::vector<double> sums_bias = random_numbers<BFloat16>(C, 2, 0.1);
@@ -59,16 +59,8 @@ void check_keys() {
   const std::vector<double> norm_bias = random_numbers<BFloat16>(C, 4, 0.1);
   const std::vector<double> weight = random_numbers<BFloat16>(kColumns * C, 5, 1 / std::sqrt(C));
   const std::vector<double> bias = random_numbers<BFloat16>(kColumns, 6, 0.1);
-  const Floats x(sums), x_bias(sums_bias), norm_w(norm_weight), norm_b(norm_bias), bias_f(bias);
-  const Bits<BFloat16> packed_weight = packed<BFloat16>(weight, kColumns, C);
-  Bits<BFloat16> out(std::vector<double>(kRows * kColumns, NAN));
-  LinearArgs args{};
-  args.x = x.data(), args.rows = kRows, args.splits = 1, args.sums_bias = x_bias.data();
-  args.norm_weight = norm_w.data(), args.norm_bias = norm_b.data(), args.eps = 1e-5f;
-  args.weight = packed_weight.bytes(), args.bias = bias_f.data();
-  args.out = out.data(), args.columns = args.block_columns = kColumns;
-  launch_on_host<Config>("linear", 1, Config::kSharedBytes, 17,
-                         [&](auto& block) { linear<Config>(block, args); });
+  const Bits<BFloat16> out = run_linear<Config>({norm_weight, norm_bias, weight, bias},
+                                                Floats(sums).data(), kRows, 1, sums_bias, kColumns);
   Errors errors;
   for (int64_t row = 0; row < kRows; ++row) {
     const auto kv = [&](const auto& round) {
@@ -98,10 +90,13 @@ TEST_CASE("pool_kv: averages of cells, fewer and more than the warps' tiles") {
 }
 
 TEST_CASE("pool_kv: keys and values of the GELU of what a norm leaves") {
-  check_keys<64, 64, 3>();
-  check_keys<128, 128, 3>();
-  check_keys<320, 160, 2>();
-  check_keys<512, 128, 2>();
+  check_keys<Linear<BFloat16, 64, Source::kActiveSums, 4, 64, 3>>();
+  check_keys<Linear<BFloat16, 128, Source::kActiveSums, 4, 128, 3>>();
+  check_keys<Linear<BFloat16, 320, Source::kActiveSums, 4, 160, 2>>();
+  check_keys<Linear<BFloat16, 512, Source::kActiveSums, 4, 128, 2>>();
+  check_keys<SplitLinear<BFloat16, 128, Source::kActiveSums, 4>>();
+  check_keys<SplitLinear<BFloat16, 320, Source::kActiveSums, 8>>();
+  check_keys<SplitLinear<BFloat16, 512, Source::kActiveSums, 8>>();
 }
 
 }  // namespace pvt::cuda
