@@ -290,3 +290,75 @@ def test_kernel_resources_are_recorded():
     kernels = set(re.findall(r"\b(\w+_kernel)\(\w+Args args\)", "".join(sources)))
     assert len(kernels) >= 6
     assert all(f"  {kernel}<" in names for kernel in kernels)
+
+
+# ---- how the CUDA kernels begin ----
+
+SASS = """\
+	code for sm_90a
+		Function : {name}
+	.headerflags	@"EF_CUDA_TEXMODE_UNIFIED EF_CUDA_64BIT_ADDRESS EF_CUDA_SM90"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;           /* 0x00000a00ff017b82 */
+                                                                    /* 0x000fe20000000800 */
+{code}
+        /*0200*/                   EXIT ;                           /* 0x000000000000794d */
+"""
+
+
+@pytest.fixture
+def kernels_begin(tmp_path):
+    """Runs tools/kernel_begin.py on kernels of a few instructions each."""
+
+    def run(**kernels: list[str]) -> subprocess.CompletedProcess[str]:
+        text = "".join(
+            SASS.format(
+                name=name,
+                code="\n".join(
+                    f"        /*{i:04x}*/   {c} ;  /* 0x0 */" for i, c in enumerate(code)
+                ),
+            )
+            for name, code in kernels.items()
+        )
+        (tmp_path / "sass").write_text(text)
+        cuobjdump = tmp_path / "cuobjdump"
+        cuobjdump.write_text(f"#!/bin/sh\ncat {tmp_path}/sass\n")
+        cuobjdump.chmod(0o755)
+        command = [
+            sys.executable,
+            ROOT / "tools/kernel_begin.py",
+            "lib.so",
+            "--cuobjdump",
+            cuobjdump,
+        ]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return run
+
+
+WAITS = ["ACQBULK", "PREEXIT"]
+
+
+def test_kernels_begin(kernels_begin):
+    right = [*WAITS, "LDG.E.128 R4, desc[UR4][R2.64]", "@!P0 STG.E [R2], R4"]
+    passed = kernels_begin(one=right, two=[*WAITS, "LDGSTS.E [R9], desc[UR4][R2.64]"])
+    assert passed.returncode == 0, passed.stderr
+    assert passed.stdout.startswith("2 CUDA kernels wait")
+
+    read = "@P0 LDG.E.128 R4, desc[UR4][R2.64]"
+    wrong = kernels_begin(
+        early=[read, *WAITS],
+        never=[read],
+        order=["PREEXIT", "ACQBULK"],
+        last=["ACQBULK"],
+        some=["@P0 ACQBULK", "PREEXIT"],
+        one=right,
+    )
+    assert wrong.returncode != 0
+    assert wrong.stderr.splitlines() == [
+        "early: touches memory before it waits",
+        "last: does not let the next one begin",
+        "never: does not wait",
+        "order: lets the next one begin before it waits",
+        "some: does not wait",
+    ]
+    assert "finds no code" in kernels_begin().stderr
