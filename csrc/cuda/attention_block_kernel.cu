@@ -24,7 +24,7 @@ constexpr int kBlocks = Config::C <= 256   ? 16 / Config::kWarps
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, kBlocks<Config>)
     attention_block_kernel(AttentionBlockArgs args) {
-  if (blockIdx.x == 0) {
+  if (blockIdx.x == 0) {  // for all blocks
     constexpr int kBytes = 2 * Config::C * Config::C;
     prefetch_weights(args.q_weight, kBytes);
     prefetch_weights(args.proj_weight, kBytes);

@@ -15,7 +15,7 @@ namespace pvt::cuda {
 template <class Config>
 __global__ void __launch_bounds__(Config::kWarps* kLanes, Config::kBlocks)
     convolve_kernel(ConvolveArgs args) {
-  const ConvolvePart<Config> part(blockIdx.x, args);
+  const ConvolvePart<Config> part(blockIdx.x, args);  // the weights of all: by the first patches
   PVT_UNROLL for (int panel = 0; panel < Config::kColumns / kPanel && part.first == 0; ++panel) {
     prefetch_weights(part.weight + panel * part.panel_bytes,
                      (part.end - part.begin) * int64_t{Config::C / 2 * kPanelLine});

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "cuda/device_block.h"
+#include "cuda/linear_impl.h"
 #include "cuda/share.h"
 #include "cuda/split_linear_impl.h"
+#include "cuda/streamed_linear_impl.h"
 
 namespace pvt::cuda {
 

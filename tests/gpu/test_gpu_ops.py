@@ -1,5 +1,8 @@
 """The operators that have kernels on a GPU, against their reference there and in float64."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import cases
@@ -380,6 +383,34 @@ def test_calls_that_follow_each_other_wait(name, case, gpu):
         results.append(x)
     assert torch.isfinite(results[0]).all()
     assert torch.equal(*results)
+
+
+ATTEND = """
+import torch
+from pvt_ext import ops
+q, kv = torch.load(r"{path}", weights_only=True)
+torch.save(ops.sra_attention(q, kv, 1, 0.125), r"{path}")
+"""
+
+
+@pytest.mark.parametrize("value", ["0", "1", "2"])
+def test_kernels_wait_to_be_launched_if_the_environment_says_so(value, gpu, tmp_path):
+    path = tmp_path / "tensors.pt"
+    inputs = [torch.randn(2, 50, C, device=gpu).bfloat16() for C in (64, 128)]
+    torch.save(inputs, path)
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEND.format(path=path)],
+        env=os.environ | {"PVT_PDL": value},
+        capture_output=True,
+        text=True,
+    )
+    if value == "2" and torch.cuda.get_device_capability() >= (9, 0):
+        assert "expected PVT_PDL to be 0 or 1 in the environment, got '2'" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert torch.equal(
+            torch.load(path, weights_only=True), ops.sra_attention(*inputs, 1, 0.125)
+        )
 
 
 @pytest.mark.parametrize(("name", "case"), ONE_OF_EACH, ids=str)

@@ -9,56 +9,43 @@
 
 namespace pvt::cuda {
 
-// The kernel of a Config.
+// Which of the four kernels a Config is of.
 template <class Config>
-struct LinearKernel;
+concept IsNormed = requires { Config::kSource; };  // inputs in registers, after a LayerNorm
+template <class Config>
+concept IsSplit = requires { Config::kWays; };
 
-template <class scalar_t, int C, Source kSource, Then kThen, int... kShape>
-struct LinearKernel<LinearConfig<scalar_t, C, kSource, kThen, kShape...>> {
-  using Args = LinearArgs;
-  static constexpr const char* kName = "linear";
-  template <class Block>
-  static void run(Block& block, const Args& args) {
-    linear<LinearConfig<scalar_t, C, kSource, kThen, kShape...>>(block, args);
+template <class Config>
+using ArgsOf = std::conditional_t<IsNormed<Config>, LinearArgs, StreamedLinearArgs>;
+
+template <class Config>
+constexpr const char* kKernelName =
+    IsSplit<Config>    ? IsNormed<Config> ? "split_linear" : "split_streamed_linear"
+    : IsNormed<Config> ? "linear"
+                       : "streamed_linear";
+
+template <class Config, class Block>
+void run_kernel(Block& block, const ArgsOf<Config>& args) {
+  if constexpr (IsSplit<Config> && IsNormed<Config>) {
+    split_linear<Config>(block, args);
+  } else if constexpr (IsSplit<Config>) {
+    split_streamed_linear<Config>(block, args);
+  } else if constexpr (IsNormed<Config>) {
+    linear<Config>(block, args);
+  } else {
+    streamed_linear<Config>(block, args);
   }
-};
-template <class scalar_t, bool kNorm, Then kThen, int... kShape>
-struct LinearKernel<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>> {
-  using Args = StreamedLinearArgs;
-  static constexpr const char* kName = "streamed_linear";
-  template <class Block>
-  static void run(Block& block, const Args& args) {
-    streamed_linear<StreamedLinearConfig<scalar_t, kNorm, kThen, kShape...>>(block, args);
-  }
-};
-template <class scalar_t, int C, Source kSource, Then kThen, int... kShape>
-struct LinearKernel<SplitLinearConfig<scalar_t, C, kSource, kThen, kShape...>> {
-  using Args = LinearArgs;
-  static constexpr const char* kName = "split_linear";
-  template <class Block>
-  static void run(Block& block, const Args& args) {
-    split_linear<SplitLinearConfig<scalar_t, C, kSource, kThen, kShape...>>(block, args);
-  }
-};
-template <class scalar_t, Then kThen, int... kShape>
-struct LinearKernel<SplitStreamedConfig<scalar_t, kThen, kShape...>> {
-  using Args = StreamedLinearArgs;
-  static constexpr const char* kName = "split_streamed_linear";
-  template <class Block>
-  static void run(Block& block, const Args& args) {
-    split_streamed_linear<SplitStreamedConfig<scalar_t, kThen, kShape...>>(block, args);
-  }
-};
+}
 
 // Runs it.   block_columns: of a block that has more than one group of columns
 template <class Config>
-void run_on_host(typename LinearKernel<Config>::Args args, int block_columns = Config::kColumns) {
+void run_on_host(ArgsOf<Config> args, int block_columns = Config::kColumns) {
   args.block_columns = block_columns;
   const int64_t blocks = (args.rows + Config::kRows - 1) / Config::kRows *
                          ((args.columns + block_columns - 1) / block_columns);
   const int64_t conflicts =
-      launch_on_host<Config>(LinearKernel<Config>::kName, blocks, Config::kSharedBytes, 12,
-                             [&](auto& block) { LinearKernel<Config>::run(block, args); });
+      launch_on_host<Config>(kKernelName<Config>, blocks, Config::kSharedBytes, 12,
+                             [&](auto& block) { run_kernel<Config>(block, args); });
   CHECK(conflicts == 0);
 }
 

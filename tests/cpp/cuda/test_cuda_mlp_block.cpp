@@ -111,7 +111,7 @@ void check_layers(int64_t rows, int hidden, int fc1_columns = Fc1::kColumns,
   const Mlp mlp = Mlp::random<scalar_t>(rows, C, hidden);
   MlpMemory<scalar_t> memory(mlp);
   Bits<scalar_t> between(std::vector<double>(rows * hidden, NAN));
-  typename LinearKernel<Fc1>::Args fc1{};
+  ArgsOf<Fc1> fc1{};
   fc1.x = memory.x.data(), fc1.rows = rows;
   fc1.norm_weight = memory.norm_weight.data(), fc1.norm_bias = memory.norm_bias.data();
   fc1.eps = 1e-6f;
