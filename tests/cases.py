@@ -401,8 +401,22 @@ def assert_as_exact(
     """
     results = []
     for inputs in draws:
-        results.append((op(*inputs), formula(*inputs), formula(*(in_double(x) for x in inputs))))
+        (torchs,) = finite(lambda inputs=inputs: (formula(*inputs),))
+        results.append((op(*inputs), torchs, formula(*(in_double(x) for x in inputs))))
     assert_errors(results)
+
+
+def finite(calculate: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What PyTorch calculates, again without oneDNN if that gave NaN.
+
+    On AMX its convolution of 3 or 5 bfloat16 channels multiplies what lies beyond them by zero,
+    which is NaN if memory happens to hold one there (seen with torch 2.13).
+    """
+    results = calculate()
+    if all(torch.isfinite(x).all() for x in results):
+        return results
+    with torch.backends.mkldnn.flags(enabled=False):
+        return calculate()
 
 
 def assert_gradients_as_exact(
@@ -411,7 +425,8 @@ def assert_gradients_as_exact(
     """The same of the gradients of ``op``, one tensor of ``draws`` after another."""
     results: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     for inputs in draws:
-        ours, torchs = gradients(op, inputs), gradients(formula, inputs)
+        ours = gradients(op, inputs)
+        torchs = finite(lambda inputs=inputs: gradients(formula, inputs))
         truths = gradients(formula, [in_double(x) for x in inputs])
         results.append(list(zip(ours, torchs, truths, strict=True)))
     for of_one_input in zip(*results, strict=True):
